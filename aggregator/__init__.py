@@ -1,0 +1,1 @@
+"""The central drift aggregator and rollout coordinator."""

@@ -1,0 +1,1 @@
+"""Where the aggregator keeps control state and telemetry."""

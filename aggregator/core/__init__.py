@@ -1,0 +1,1 @@
+"""Pure fleet logic: time, randomness and events come in as arguments, actions go out."""

@@ -1,0 +1,1 @@
+"""Peers side by side, one run, ratios. Never installed."""

@@ -1,0 +1,1 @@
+"""The `skiff` command: the composition root of the host."""

@@ -1,0 +1,1 @@
+"""What the device core asks for, performed: slots, outbox, probes and sources."""

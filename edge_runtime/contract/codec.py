@@ -1,0 +1,344 @@
+"""Messages to bytes and back: a versioned envelope with size and depth caps. The only msgpack import.
+
+An envelope is ``[major, minor, kind, device, session, seq, body]``. An unknown major is refused, an unknown
+kind is refused, unknown fields of a body (a newer minor) are ignored. Sizes are checked before anything is
+parsed: 1 MB of empty msgpack maps costs 71 MB with a plain ``unpackb``.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import msgpack
+import numpy as np
+
+from edge_runtime.contract import ids, messages
+from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.fields import Fields
+from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.messages import Message
+from edge_runtime.contract.profile import MAX_CLASSES, MAX_EDGES, MAX_FEATURES, Counts, Profile
+
+MAJOR: Final = 1
+MINOR: Final = 0
+MAX_MESSAGE_BYTES: Final = 256 * 1024
+MAX_ITEMS: Final = 4096
+MAX_COUNTERS: Final = MAX_FEATURES * (MAX_EDGES + 4) + MAX_CLASSES
+
+
+def pack_counts(counts: Counts) -> bytes:
+    """Counts of at least 0 as raw deflate of their byte planes, behind the number of planes.
+
+    Planes (all low bytes, then all second bytes, …) compress better than interleaved words, because the high
+    bytes are nearly all zero (the "shuffle" filter of HDF5 and Blosc).
+    """
+    top = int(counts.max(initial=0))
+    planes = max(1, (top.bit_length() + 7) // 8)
+    raw = np.ascontiguousarray(counts.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :planes].T).tobytes()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return bytes([planes]) + packer.compress(raw) + packer.flush()
+
+
+def unpack_counts(data: bytes, *, max_counters: int = MAX_COUNTERS) -> Counts:
+    """Reverses `pack_counts`; raises `ContractError` on anything else, never inflating beyond the cap."""
+    if not data or not 1 <= data[0] <= 8:
+        raise ContractError("counts: the number of byte planes must be 1 to 8")
+    planes = data[0]
+    limit = planes * max_counters
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        raw = inflater.decompress(data[1:], limit + 1)
+    except zlib.error as e:
+        raise ContractError(f"counts: damaged ({e})") from e
+    if len(raw) > limit or not inflater.eof or inflater.unused_data or len(raw) % planes:
+        raise ContractError(f"counts: not {planes} equal byte planes of at most {max_counters} counters")
+    wide = np.zeros((len(raw) // planes, 8), np.uint8)
+    wide[:, :planes] = np.frombuffer(raw, np.uint8).reshape(planes, -1).T
+    counts = wide.view("<i8").reshape(-1).astype(np.int64)
+    if (counts < 0).any():
+        raise ContractError("counts: a counter is beyond 2^63")
+    return counts
+
+
+def _profile_body(profile: Profile) -> dict[str, object]:
+    return {
+        "layout": bytes.fromhex(profile.layout),
+        "rows": profile.rows,
+        "counts": pack_counts(profile.counts),
+        "sums": profile.sums.tolist(),
+    }
+
+
+def _read_profile(f: Fields) -> Profile:
+    return Profile(
+        layout=ids.layout_id(f.blob("layout", max_length=8).hex()),
+        rows=f.integer("rows"),
+        counts=unpack_counts(f.blob("counts")),
+        sums=np.asarray(f.integers("sums", ()), np.int64),
+    )
+
+
+def _latency_body(h: LatencyHistogram) -> dict[str, object]:
+    return {
+        "offset": h.offset,
+        "counts": list(h.counts),
+        "zero": h.zero,
+        "sum": h.sum_ns,
+        "max": h.max_ns,
+    }
+
+
+def _read_latency(f: Fields) -> LatencyHistogram:
+    return LatencyHistogram(
+        offset=f.integer("offset", 0),
+        counts=f.integers("counts", ()),
+        zero=f.integer("zero", 0),
+        sum_ns=f.integer("sum", 0),
+        max_ns=f.integer("max", 0),
+    )
+
+
+def _optional_digest(f: Fields, name: str) -> ids.Digest | None:
+    raw = f.blob(name, b"", max_length=32)
+    return ids.digest(raw.hex()) if raw else None
+
+
+def _raw(digest: ids.Digest | None) -> bytes:
+    return bytes.fromhex(digest) if digest else b""
+
+
+def _report_body(r: messages.ModelReport) -> dict[str, object]:
+    return {
+        "model": r.model,
+        "state": r.state,
+        "serving": _raw(r.serving),
+        "previous": _raw(r.previous),
+        "candidate": _raw(r.candidate),
+        "rollout": r.rollout,
+        "revision": r.revision,
+        "outcome": r.outcome,
+        "outcome_digest": _raw(r.outcome_digest),
+        "reason": r.reason,
+        "quarantined": [_raw(d) for d in r.quarantined],
+    }
+
+
+def _read_report(f: Fields) -> messages.ModelReport:
+    quarantined = []
+    for item in f.items("quarantined", ()):
+        if not isinstance(item, bytes):
+            raise f.fail("quarantined", "expected digests as bytes")
+        quarantined.append(ids.digest(item.hex()))
+    return messages.ModelReport(
+        model=ids.model_name(f.text("model")),
+        state=f.text("state", choices=messages.SLOT_STATES),
+        serving=_optional_digest(f, "serving"),
+        previous=_optional_digest(f, "previous"),
+        candidate=_optional_digest(f, "candidate"),
+        rollout=f.text("rollout", "", max_length=64),
+        revision=f.integer("revision", 0),
+        outcome=f.text("outcome", "", choices=messages.OUTCOMES),
+        outcome_digest=_optional_digest(f, "outcome_digest"),
+        reason=f.text("reason", ""),
+        quarantined=tuple(quarantined),
+    )
+
+
+def _status_body(m: messages.Status) -> dict[str, object]:
+    return {
+        "online": m.online,
+        "attributes": dict(m.attributes),
+        "models": [_report_body(r) for r in m.models],
+    }
+
+
+def _read_status(origin: "_Origin", f: Fields) -> messages.Status:
+    return messages.Status(
+        device=origin.device(),
+        session=origin.session(),
+        seq=origin.seq,
+        online=f.flag("online"),
+        attributes=f.pairs("attributes", {}),
+        models=tuple(_read_report(r) for r in f.sections("models", ())),
+    )
+
+
+def _window_body(m: messages.Window) -> dict[str, object]:
+    return {
+        "lo": m.seq_lo,
+        "model": m.model,
+        "digest": _raw(m.digest),
+        "start": m.start_ns,
+        "end": m.end_ns,
+        "synced": m.synced,
+        "profile": _profile_body(m.profile),
+        "latency": _latency_body(m.latency),
+        "health": [m.health.rss_bytes, m.health.peak_rss_bytes, m.health.cpu_ns, m.health.uptime_ns],
+        "refused": dict(m.refused),
+        "failed": m.failed,
+        "labelled": m.labelled,
+        "correct": m.correct,
+    }
+
+
+def _read_window(origin: "_Origin", f: Fields) -> messages.Window:
+    health = (*f.integers("health", ()), 0, 0, 0, 0)
+    window = messages.Window(
+        device=origin.device(),
+        session=origin.session(),
+        seq=origin.seq,
+        seq_lo=f.integer("lo", origin.seq, high=origin.seq),
+        model=ids.model_name(f.text("model")),
+        digest=ids.digest(f.blob("digest", max_length=32).hex()),
+        start_ns=f.integer("start"),
+        end_ns=f.integer("end"),
+        synced=f.flag("synced"),
+        profile=_read_profile(f.section("profile")),
+        latency=_read_latency(f.section("latency")),
+        health=messages.Health(
+            rss_bytes=health[0], peak_rss_bytes=health[1], cpu_ns=health[2], uptime_ns=health[3]
+        ),
+        refused=f.counts("refused", {}),
+        failed=f.integer("failed", 0),
+        labelled=f.integer("labelled", 0),
+        correct=f.integer("correct", 0),
+    )
+    if window.correct > window.labelled:
+        raise f.fail("correct", f"{window.correct} is more than the {window.labelled} labelled rows")
+    return window
+
+
+def _event_body(m: messages.Event) -> dict[str, object]:
+    return {"wall": m.wall_ns, "name": m.name, "detail": dict(m.detail)}
+
+
+def _read_event(origin: "_Origin", f: Fields) -> messages.Event:
+    return messages.Event(
+        device=origin.device(),
+        session=origin.session(),
+        seq=origin.seq,
+        wall_ns=f.integer("wall"),
+        name=f.text("name", max_length=64),
+        detail=f.pairs("detail", {}),
+    )
+
+
+def _read_ack(origin: "_Origin", f: Fields) -> messages.Ack:
+    return messages.Ack(device=origin.device(), session=origin.session(), seqs=f.integers("seqs"))
+
+
+def _read_command(origin: "_Origin", f: Fields) -> messages.Command:
+    return messages.Command(
+        device=origin.device(),
+        name=f.text("name", choices=messages.COMMANDS),
+        correlation=f.text("correlation", "", max_length=64),
+    )
+
+
+def _read_bundle(_: "_Origin", f: Fields) -> messages.TrustBundle:
+    files = f.section("files")
+    return messages.TrustBundle(
+        root_version=f.integer("root_version", low=1),
+        files=tuple(sorted((name, files.blob(name)) for name in files.names())),
+    )
+
+
+def _read_release(_: "_Origin", f: Fields) -> messages.SignedRelease:
+    signatures = f.section("signatures")
+    return messages.SignedRelease(
+        payload=f.blob("payload", max_length=64 * 1024),
+        signatures=tuple(sorted((key, signatures.blob(key, max_length=1024)) for key in signatures.names())),
+    )
+
+
+class _Origin:
+    """The envelope's address fields, validated when a kind needs them."""
+
+    __slots__ = ("_device", "_session", "seq")
+
+    def __init__(self, device: str, session: str, seq: int) -> None:
+        self._device = device
+        self._session = session
+        self.seq = seq
+
+    def device(self) -> ids.DeviceId:
+        return ids.device_id(self._device)
+
+    def session(self) -> ids.SessionId:
+        return ids.session_id(self._session)
+
+
+_READERS: Final[dict[int, Callable[[_Origin, Fields], Message]]] = {
+    1: _read_status,
+    2: _read_window,
+    3: _read_event,
+    4: _read_ack,
+    5: _read_command,
+    6: _read_bundle,
+    7: _read_release,
+}
+
+
+def _parts(message: Message) -> tuple[int, str, str, int, dict[str, object]]:  # noqa: PLR0911 (one per kind)
+    """Kind, device, session, seq and body."""
+    match message:
+        case messages.Status():
+            return 1, message.device, message.session, message.seq, _status_body(message)
+        case messages.Window():
+            return 2, message.device, message.session, message.seq, _window_body(message)
+        case messages.Event():
+            return 3, message.device, message.session, message.seq, _event_body(message)
+        case messages.Ack():
+            return 4, message.device, message.session, 0, {"seqs": list(message.seqs)}
+        case messages.Command():
+            return 5, message.device, "", 0, {"name": message.name, "correlation": message.correlation}
+        case messages.TrustBundle():
+            return 6, "", "", 0, {"root_version": message.root_version, "files": dict(message.files)}
+        case messages.SignedRelease():
+            return 7, "", "", 0, {"payload": message.payload, "signatures": dict(message.signatures)}
+
+
+def encode(message: Message) -> bytes:
+    """The message's bytes; raises `ContractError` when they would pass `MAX_MESSAGE_BYTES`."""
+    data = msgpack.packb([MAJOR, MINOR, *_parts(message)], use_bin_type=True)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ContractError(
+            f"{type(message).__name__} of {len(data)} bytes is larger than the {MAX_MESSAGE_BYTES} allowed"
+        )
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """The message in ``data``; raises `ContractError` on anything a peer of this major would not send."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ContractError(f"message of {len(data)} bytes is larger than the {MAX_MESSAGE_BYTES} allowed")
+    try:
+        found = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=4096,
+            max_bin_len=MAX_MESSAGE_BYTES,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
+        raise ContractError(f"message is not valid msgpack within the caps: {e}") from e
+    if not isinstance(found, list) or len(found) < 7:
+        raise ContractError("message is not an envelope [major, minor, kind, device, session, seq, body]")
+    major, _minor, kind, device, session, seq, body = found[:7]
+    if major != MAJOR:
+        raise ContractError(
+            f"message of contract version {major!r}; this side speaks {MAJOR}: update the older one"
+        )
+    if isinstance(kind, bool) or not isinstance(kind, int) or kind not in _READERS:
+        raise ContractError(f"message of unknown kind {kind!r}; known kinds: {sorted(_READERS)}")
+    if not (isinstance(device, str) and isinstance(session, str)):
+        raise ContractError("envelope: device and session must be text")
+    if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
+        raise ContractError(f"envelope: seq {seq!r} is not a whole number in [0, 2^63)")
+    return _READERS[kind](_Origin(device, session, seq), Fields(body, _KIND_NAMES[kind]))
+
+
+_KIND_NAMES: Final = {1: "status", 2: "window", 3: "event", 4: "ack", 5: "command", 6: "trust", 7: "release"}

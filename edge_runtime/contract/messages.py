@@ -1,0 +1,143 @@
+"""Every message as a frozen value. How they look on the wire is `codec`'s business.
+
+``device``, ``session`` and ``seq`` stand in every envelope: the device that sends or is addressed, the
+session (one start of its daemon) and the message's number in it. (device, session, seq) is the key of a
+window and of an event, so duplicates and reordering are harmless.
+"""
+
+from dataclasses import dataclass
+
+from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SessionId
+from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.profile import Profile
+
+SLOT_STATES = ("idle", "fetching", "verified", "probed", "trial", "committed", "rolled_back")
+OUTCOMES = ("", "committed", "refused", "rolled_back")
+COMMANDS = ("rebirth",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """What a device really runs for one model family, read from its slots.
+
+    ``serving`` is the digest that answers predictions, ``previous`` the one kept to fall back to,
+    ``candidate`` the one being fetched, proven or tried. ``outcome`` and ``reason`` tell how the last
+    rollout ended here; ``rollout`` and ``revision`` name the last release that was verified.
+    """
+
+    model: ModelName
+    state: str = "idle"
+    serving: Digest | None = None
+    previous: Digest | None = None
+    candidate: Digest | None = None
+    rollout: str = ""
+    revision: int = 0
+    outcome: str = ""
+    outcome_digest: Digest | None = None
+    reason: str = ""
+    quarantined: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Birth (``online``) or death. Retained; published again on every change, with a rising ``seq``.
+
+    A death is the last will of the session it names, so that a late one cannot hide a newer birth.
+    """
+
+    device: DeviceId
+    session: SessionId
+    seq: int
+    online: bool
+    attributes: tuple[tuple[str, str], ...] = ()
+    models: tuple[ModelReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How the device felt at the end of a window: bytes, and nanoseconds of CPU time since its start."""
+
+    rss_bytes: int = 0
+    peak_rss_bytes: int = 0
+    cpu_ns: int = 0
+    uptime_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One closed span of observations of one model on one device.
+
+    ``start_ns`` and ``end_ns`` are wall-clock nanoseconds since 1970, to be trusted only when ``synced``.
+    ``seq_lo`` is the first sequence number merged into this record (``seq`` itself when nothing was).
+    ``refused`` counts rows that were answered with an error, by reason; ``failed`` counts predictions
+    that broke inside the engine. ``labelled`` and ``correct`` count rows whose truth was known.
+    """
+
+    device: DeviceId
+    session: SessionId
+    seq: int
+    seq_lo: int
+    model: ModelName
+    digest: Digest
+    start_ns: int
+    end_ns: int
+    synced: bool
+    profile: Profile
+    latency: LatencyHistogram
+    health: Health
+    refused: tuple[tuple[str, int], ...] = ()
+    failed: int = 0
+    labelled: int = 0
+    correct: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A state transition or an incident on the device; ``name`` is stable, ``detail`` says the rest."""
+
+    device: DeviceId
+    session: SessionId
+    seq: int
+    wall_ns: int
+    name: str
+    detail: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """What the aggregator has durably stored: ``seqs`` of ``session``; only then the device forgets them."""
+
+    device: DeviceId
+    session: SessionId
+    seqs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """An order to one device; ``rebirth`` asks it to publish its status again. Never retained."""
+
+    device: DeviceId
+    name: str
+    correlation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustBundle:
+    """All current TUF metadata as one message, for devices whose trusted root has ``root_version``.
+
+    ``files`` maps a metadata file's name to its bytes. A name that is absent does not exist: MQTT has no 404.
+    """
+
+    root_version: int
+    files: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRelease:
+    """A release document as it was signed: ``payload`` (see `release`) and ``(key id, signature)`` pairs."""
+
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+
+Message = Status | Window | Event | Ack | Command | TrustBundle | SignedRelease

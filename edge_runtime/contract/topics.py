@@ -1,0 +1,101 @@
+"""The topic grammar: who says what where, with which quality of service, and whether it is retained.
+
+Everything stands under ``skiff/1/{fleet}/``. Devices subscribe to exact topics only: a wildcard read of thousands
+of retained messages loses some of them without an error.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from edge_runtime.contract import ids
+from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName
+
+PREFIX: Final = "skiff/1"
+CHUNK_BYTES: Final = 64 * 1024
+MAX_BLOB_BYTES: Final = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Quality of service and retention of a topic."""
+
+    qos: int
+    retain: bool
+
+
+STATUS: Final = Delivery(1, True)
+WINDOW: Final = Delivery(1, False)
+EVENT: Final = Delivery(1, False)
+ACK: Final = Delivery(0, False)
+COMMAND: Final = Delivery(1, False)
+RELEASE: Final = Delivery(1, True)
+TRUST: Final = Delivery(1, True)
+BLOB: Final = Delivery(1, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one fleet."""
+
+    fleet: FleetId
+
+    def _of(self, *parts: str) -> str:
+        return "/".join((PREFIX, self.fleet, *parts))
+
+    def status(self, device: DeviceId) -> str:
+        """Birth, death and reported state of a device."""
+        return self._of("d", device, "status")
+
+    def window(self, device: DeviceId, model: ModelName) -> str:
+        """Closed windows of one model on a device."""
+        return self._of("d", device, model, "window")
+
+    def event(self, device: DeviceId) -> str:
+        """Transitions and incidents of a device."""
+        return self._of("d", device, "event")
+
+    def ack(self, device: DeviceId) -> str:
+        """What the aggregator has stored of a device."""
+        return self._of("d", device, "ack")
+
+    def command(self, device: DeviceId) -> str:
+        """Orders to a device."""
+        return self._of("d", device, "cmd")
+
+    def release(self, cohort: CohortId, model: ModelName) -> str:
+        """The signed release of a cohort and a model."""
+        return self._of("release", cohort, model)
+
+    def trust(self, root_version: int) -> str:
+        """TUF metadata for devices whose trusted root has this version."""
+        return self._of("tuf", str(root_version))
+
+    def chunk(self, digest: Digest, index: int) -> str:
+        """The ``index``-th chunk of `CHUNK_BYTES` of a blob."""
+        return self._of("blob", digest, str(index))
+
+    def every(self, what: str) -> str:
+        """The filter an aggregator subscribes to: ``status``, ``event`` or ``window`` of every device."""
+        if what == "window":
+            return self._of("d", "+", "+", "window")
+        if what in ("status", "event"):
+            return self._of("d", "+", what)
+        raise ContractError(f"no such family of topics: {what!r}")
+
+    def sender(self, topic: str) -> tuple[DeviceId, str]:
+        """The device that owns ``topic`` and the last word of it (``status``, ``window``, ``event``).
+
+        Raises `ContractError` when ``topic`` is not one a device of this fleet writes.
+        """
+        parts = topic.split("/")
+        head = self._of("d").split("/")
+        size = len(head)
+        if parts[:size] != head or not size + 2 <= len(parts) <= size + 3:
+            raise ContractError(f"topic {topic!r} does not belong to a device of fleet {self.fleet}")
+        return ids.device_id(parts[size]), parts[-1]
+
+
+def chunk_count(length: int) -> int:
+    """How many chunks a blob of ``length`` bytes has; an empty blob has none."""
+    return -(-length // CHUNK_BYTES)

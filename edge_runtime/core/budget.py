@@ -1,0 +1,37 @@
+"""Whether what a model costs lies within what was declared."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Limits for one model on one device; 0 means no limit."""
+
+    predict_p99_ns: int = 0
+    rss_bytes: int = 0
+
+    def tightest(self, other: "Budget") -> "Budget":
+        """The stricter limit of each kind."""
+        return Budget(
+            predict_p99_ns=_stricter(self.predict_p99_ns, other.predict_p99_ns),
+            rss_bytes=_stricter(self.rss_bytes, other.rss_bytes),
+        )
+
+
+def _stricter(a: int, b: int) -> int:
+    return min(a, b) if a and b else a or b
+
+
+def breaches(budget: Budget, *, predict_p99_ns: float, rss_bytes: int) -> list[str]:
+    """Every limit that is passed, as a sentence with both figures; empty when all is well."""
+    found = []
+    if budget.predict_p99_ns and predict_p99_ns > budget.predict_p99_ns:
+        found.append(
+            f"predict p99 of {predict_p99_ns / 1e3:.1f} us CPU is above "
+            f"the budget of {budget.predict_p99_ns / 1e3:.1f} us"
+        )
+    if budget.rss_bytes and rss_bytes > budget.rss_bytes:
+        found.append(
+            f"RSS of {rss_bytes / 1e6:.1f} MB is above the budget of {budget.rss_bytes / 1e6:.1f} MB"
+        )
+    return found

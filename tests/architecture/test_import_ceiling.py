@@ -1,0 +1,67 @@
+"""What a fresh interpreter has loaded after an import. Every megabyte here is paid on every device."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+NEVER_ON_A_DEVICE = frozenset(
+    {
+        "asyncio",
+        "cryptography",
+        "joblib",
+        "matplotlib",
+        "onnx",
+        "pydantic",
+        "rich",
+        "scipy",
+        "securesystemslib",
+        "skl2onnx",
+        "sklearn",
+        "starlette",
+        "tuf",
+        "typer",
+        "uvicorn",
+    }
+)
+CONTRACT = (
+    "codec",
+    "errors",
+    "fields",
+    "ids",
+    "latency",
+    "manifest",
+    "messages",
+    "profile",
+    "release",
+    "topics",
+)
+
+
+def loaded_by(*modules: str) -> frozenset[str]:
+    """Top-level names in `sys.modules` after importing ``modules``, without this process's path or environment."""
+    script = f"import json, sys, {', '.join(modules)}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return frozenset(name.partition(".")[0] for name in json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("module", ["edge_runtime.runtime", "edge_runtime.daemon"])
+def test_the_device_stays_below_its_import_ceiling(module):
+    loaded = loaded_by(module)
+    assert "onnxruntime" in loaded, "the probe looked at the wrong process: no engine was loaded"
+    assert not loaded & NEVER_ON_A_DEVICE
+
+
+def test_the_contract_loads_neither_engine_nor_link():
+    loaded = loaded_by(*(f"edge_runtime.contract.{name}" for name in CONTRACT))
+    assert "numpy" in loaded
+    assert not loaded & (NEVER_ON_A_DEVICE | {"onnxruntime", "paho", "psutil", "sqlite3"})
+
+
+def test_the_version_costs_nothing():
+    before = loaded_by("json")
+    assert loaded_by("edge_runtime") - before == {"edge_runtime"}

@@ -1,0 +1,1 @@
+"""Training, publishing and release signing on the host."""
