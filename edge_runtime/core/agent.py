@@ -373,7 +373,7 @@ class Agent:
             session=self._me.session,
             seq=self._next_seq(),
             online=True,
-            attributes=self._me.attributes,
+            attributes=tuple(sorted({**dict(self._me.attributes), "cohort": self._me.cohort}.items())),
             models=models,
         )
         return [Publish(self._topics.status(self._me.device), encode(status), topics.STATUS)]

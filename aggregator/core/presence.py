@@ -1,0 +1,77 @@
+"""Which status message is the device's last word.
+
+A session is one start of a device's daemon; its births carry a rising ``seq``, its last will says that it ended. The broker
+publishes a will when it notices that a connection broke, which may be after the device is back. Rules:
+
+1. Messages of a session that a newer one has replaced change nothing: a late will cannot hide a newer birth.
+2. Within a session a birth counts when its ``seq`` is higher than any birth before it, also after a death: a device that lost its
+   link and came back says so under a new ``seq``. A repeated birth never undoes a death.
+3. A death of the session in force always counts. A will that is late by the device's own reconnection
+   is undone by the next birth, which the service asks for when an "offline" device still sends.
+4. A birth of a session never seen before replaces the session in force. A death of such a session cannot be told from a
+   late will; while the device is online it only casts doubt, and the device is asked to speak up. Silence ends it.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from aggregator.records import DeviceRecord
+from edge_runtime.contract.messages import Status
+
+REMEMBERED_SESSIONS: Final = 32
+
+
+def apply(record: DeviceRecord | None, status: Status, now_ns: int) -> DeviceRecord:
+    """The record after ``status``; the same object when it changes nothing."""
+    if record is None:
+        return _fresh(status, now_ns)
+    if status.session in record.ended:
+        return record
+    if status.session != record.session:
+        return _other_session(record, status, now_ns)
+    if not status.online:
+        return replace(record, online=False, doubted_ns=0) if record.online else record
+    if status.seq <= record.seq:
+        return record
+    return replace(
+        record,
+        seq=status.seq,
+        online=True,
+        attributes=status.attributes,
+        models=status.models,
+        last_seen_ns=now_ns,
+        doubted_ns=0,
+    )
+
+
+def _fresh(status: Status, now_ns: int) -> DeviceRecord:
+    return DeviceRecord(
+        device=status.device,
+        session=status.session,
+        seq=status.seq if status.online else -1,
+        online=status.online,
+        attributes=status.attributes,
+        models=status.models,
+        last_seen_ns=now_ns,
+    )
+
+
+def _other_session(record: DeviceRecord, status: Status, now_ns: int) -> DeviceRecord:
+    ended = (*record.ended, record.session)[-REMEMBERED_SESSIONS:]
+    if status.online:
+        return replace(_fresh(status, now_ns), ended=ended)
+    if record.online:
+        return replace(record, doubted_ns=record.doubted_ns or now_ns)
+    return record
+
+
+def settle(record: DeviceRecord, now_ns: int, patience_ns: int) -> DeviceRecord:
+    """A doubted device that stayed silent for ``patience_ns`` counts as offline."""
+    if record.doubted_ns and now_ns >= record.doubted_ns + patience_ns:
+        return replace(record, online=False, doubted_ns=0)
+    return record
+
+
+def heard(record: DeviceRecord, now_ns: int) -> DeviceRecord:
+    """The device of an undoubted session sent a window or an event: doubt about it is over."""
+    return replace(record, last_seen_ns=now_ns, doubted_ns=0)

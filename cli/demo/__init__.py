@@ -1,0 +1,1 @@
+"""`skiff demo`: the whole loop on real data, every step verified."""

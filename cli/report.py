@@ -1,0 +1,236 @@
+"""One self-contained HTML file: the demonstration's figures and plots, as inline SVG, without a network."""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+INK = "#1d2430"
+MUTED = "#6b7686"
+REFERENCE = "#3b6fb6"
+FLEET = "#d9662b"
+GOOD = "#2f8f5b"
+ARMS = ("#9aa5b4", "#3b6fb6", "#2f8f5b", "#8d5aa8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureShift:
+    """One feature that moved: its edges (E,), the training groups' cumulative shares (G, E) and the devices' (D, E)."""
+
+    name: str
+    edges: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    fleet: NDArray[np.float64]
+    statistic: float
+    psi: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyPoint:
+    """Labelled and correct rows of one arm in one slice of time; ``seconds`` since the story began."""
+
+    seconds: float
+    arm: str
+    labelled: int
+    correct: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPoint:
+    """How many devices reported windows of each version in one slice of time."""
+
+    seconds: float
+    devices: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Something that happened, to be marked in time."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the page shows. ``tables`` are titles with rows of cells, the first row being the head."""
+
+    title: str
+    lead: str
+    shifts: Sequence[FeatureShift]
+    cohort: str
+    accuracy: Sequence[AccuracyPoint]
+    serving: Sequence[ServingPoint]
+    moments: Sequence[Moment]
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]]
+
+
+def render(report: Report) -> str:
+    """The page as HTML text."""
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "skiff",
+            "font.family": "sans-serif",
+            "font.size": 9.5,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": MUTED,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        plots = [
+            (
+                "What moved",
+                (
+                    "Cumulative share of rows at every cell edge: training groups and devices of "
+                    f"{report.cohort} (thin), and their means (thick). Dashed: where the means differ most."
+                ),
+                _shifts(report.shifts) if report.shifts else "",
+            ),
+            (
+                "Accuracy, from the labelled and correct counts in the windows",
+                "People 7 to 10, whom no model was trained on.",
+                _accuracy(report.accuracy, report.moments),
+            ),
+            (
+                "Who serves what",
+                "Devices by the model their windows came from.",
+                _serving(report.serving, report.moments),
+            ),
+        ]
+    figures = "\n".join(
+        f"<section><h2>{html.escape(t)}</h2><p>{html.escape(c)}</p>{svg}</section>"
+        for t, c, svg in plots
+        if svg
+    )
+    tables = "\n".join(_table(title, rows) for title, rows in report.tables)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{html.escape(report.title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<h1>{html.escape(report.title)}</h1><p class='lead'>{html.escape(report.lead)}</p>{figures}{tables}"
+        "</main></body></html>\n"
+    )
+
+
+_STYLE = f"""
+body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; background: #f6f7f9; margin: 0; }}
+main {{ max-width: 980px; margin: 0 auto; padding: 24px; }}
+h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 18px; margin: 0 0 4px; }}
+p {{ margin: 0 0 12px; color: {MUTED}; }} .lead {{ color: {INK}; max-width: 75ch; }}
+section {{ background: #fff; border: 1px solid #e3e7ec; border-radius: 8px; padding: 18px; margin: 18px 0;
+  overflow-x: auto; }}
+svg {{ width: 100%; height: auto; }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid #e9edf1; vertical-align: top; }}
+th {{ color: {MUTED}; font-weight: 600; }}
+"""
+
+
+def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    cells = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+    lines = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
+    return (
+        f"<section><h2>{html.escape(title)}</h2><table><thead><tr>{cells}</tr></thead>"
+        f"<tbody>{lines}</tbody></table></section>"
+    )
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _shifts(shifts: Sequence[FeatureShift]) -> str:
+    columns = min(3, len(shifts))
+    rows = -(-len(shifts) // columns)
+    figure = Figure(figsize=(9.4, 2.9 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for ax, shift in zip(axes, shifts, strict=False):
+        for lines, colour, who in ((shift.reference, REFERENCE, "training"), (shift.fleet, FLEET, "devices")):
+            ax.plot(shift.edges, lines.T, color=colour, alpha=0.28, linewidth=0.8)
+            ax.plot(shift.edges, lines.mean(axis=0), color=colour, linewidth=2.2, label=who)
+        gap = np.abs(shift.reference.mean(axis=0) - shift.fleet.mean(axis=0))
+        ax.axvline(shift.edges[int(gap.argmax())], color=MUTED, linewidth=0.9, linestyle="--")
+        ax.set_title(shift.name, loc="left", fontweight="bold", fontsize=10.5, pad=16)
+        ax.text(
+            0,
+            1.03,
+            f"max |t| {shift.statistic:.1f}   PSI {shift.psi:.1f}",
+            transform=ax.transAxes,
+            color=MUTED,
+        )
+        ax.set_ylim(-0.02, 1.02)
+    for ax in axes[len(shifts) :]:
+        ax.set_visible(False)
+    axes[0].set_ylabel("share of rows ≤ x")
+    axes[0].legend(frameon=False, loc="best")
+    return _svg(figure)
+
+
+def _mark(ax: Axes, moments: Sequence[Moment]) -> None:
+    for number, moment in enumerate(moments, 1):
+        ax.axvline(moment.seconds, color=MUTED, linewidth=0.8, linestyle=":")
+        ax.annotate(
+            str(number),
+            (moment.seconds, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 7 + 11 * (number % 2)),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=MUTED,
+        )
+
+
+def _legend_of(moments: Sequence[Moment]) -> str:
+    items = "".join(f"<li>{html.escape(m.text)} ({m.seconds:.0f} s)</li>" for m in moments)
+    return f"<ol style='columns:2;color:{MUTED};margin:6px 0 0'>{items}</ol>"
+
+
+def _accuracy(points: Sequence[AccuracyPoint], moments: Sequence[Moment]) -> str:
+    figure = Figure(figsize=(9.4, 3.2), layout="constrained")
+    ax = figure.subplots()
+    for colour, arm in zip((REFERENCE, FLEET, GOOD), sorted({p.arm for p in points}), strict=False):
+        found = [p for p in points if p.arm == arm and p.labelled]
+        x = [p.seconds for p in found]
+        y = np.array([p.correct / p.labelled for p in found])
+        n = np.array([p.labelled for p in found])
+        spread = 1.96 * np.sqrt(y * (1 - y) / n)
+        ax.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3, label=arm)
+        ax.fill_between(x, y - spread, y + spread, color=colour, alpha=0.12, linewidth=0)
+    _mark(ax, moments)
+    ax.set_ylim(0.3, 1.0)
+    ax.set_xlabel("seconds since the story began")
+    ax.set_ylabel("accuracy")
+    ax.legend(frameon=False, loc="lower left", ncols=3)
+    return _svg(figure) + _legend_of(moments)
+
+
+def _serving(points: Sequence[ServingPoint], moments: Sequence[Moment]) -> str:
+    figure = Figure(figsize=(9.4, 2.6), layout="constrained")
+    ax = figure.subplots()
+    versions = sorted({v for p in points for v in p.devices})
+    x = [p.seconds for p in points]
+    stacks = [[p.devices.get(v, 0) for p in points] for v in versions]
+    ax.stackplot(
+        x, stacks, labels=versions, colors=[ARMS[1 + i % 3] for i in range(len(versions))], alpha=0.8
+    )
+    _mark(ax, moments)
+    ax.set_xlabel("seconds since the story began")
+    ax.set_ylabel("devices")
+    ax.legend(frameon=False, loc="upper left", ncols=3)
+    return _svg(figure)

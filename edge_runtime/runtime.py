@@ -1,0 +1,479 @@
+"""The data plane: validate a row, run the model, count what was seen. What an application calls.
+
+A single float32 row takes a short straight line: it is copied once, into the next slot of a ring that the session
+reads and writes in place, so the ring afterwards holds what must be counted. Rows are binned in bulk when the ring is
+full or a window is taken.
+"""
+
+import threading
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
+from edge_runtime.contract.fields import nearest
+from edge_runtime.contract.ids import Digest
+from edge_runtime.contract.latency import LatencyHistogram, observe_ns
+from edge_runtime.contract.manifest import Feature, Label
+from edge_runtime.contract.profile import Binner, Profile
+from edge_runtime.engine import Block, Engine, Rows, Scores, trim_memory
+
+RING_ROWS: Final = 256
+RING_BYTES: Final = 1 << 20
+"""Wide rows get a shorter ring: its rows and scores together stay below this."""
+
+_FLOAT32: Final = np.dtype(np.float32)
+_NUMBERS: Final = (int, float, np.integer, np.floating, np.bool_)
+
+
+class Prediction(NamedTuple):
+    """One answer; a tuple because a frozen dataclass takes twice as long to build.
+
+    Attributes:
+        label: in the pipeline's own label type: a scalar for one row, an array (n,) for a batch; None for a regressor.
+        score: (C,) float32 for one row, (n, C) for a batch: probabilities, decision values or the prediction.
+        raw: the label's index in the manifest: an int, or (n,) int64; None for a regressor.
+        model: SHA-256 of the model that answered.
+    """
+
+    label: Label | NDArray[Any] | None
+    score: Scores
+    raw: int | NDArray[np.int64] | None
+    model: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What one model saw between two calls of `Runtime.take_window`.
+
+    ``latency`` has one duration per answered call of `Runtime.predict`, of whatever number of rows. ``refused`` counts
+    rows answered with `InputError`, by reason; ``failed`` counts rows that broke inside the engine.
+    """
+
+    digest: Digest
+    profile: Profile
+    latency: LatencyHistogram
+    refused: tuple[tuple[str, int], ...]
+    failed: int
+    labelled: int
+    correct: int
+
+    @property
+    def rows(self) -> int:
+        """Rows predicted."""
+        return self.profile.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialStats:
+    """Totals since the model was put into service; windows do not reset them.
+
+    ``cpu`` has the thread's CPU time per row, one sample per call while `Runtime.measure_cpu` was set. CPU time,
+    because wall time on a busy device condemns good models.
+    """
+
+    predictions: int
+    failed: int
+    cpu: LatencyHistogram
+
+
+class Runtime:
+    """One stream of rows, answered by one model at a time and counted.
+
+    ``model`` is an `Engine` or what one is built from. `predict` may be called from any number of threads, also while
+    `swap`, `take_window` or `record_truth` run in another: one lock guards all of them, and every prediction is
+    answered whole by one model and counted for that model. Memory is bounded: a ring of at most 256 rows and 1 MB, and
+    the counters.
+
+    Attributes:
+        measure_cpu: set it to have `predict` record the thread's CPU time for `trial_stats`.
+
+    Raises:
+        ArtifactError: see `Engine`.
+        BudgetExceeded: see `Engine`.
+    """
+
+    __slots__ = (
+        "_clock_ns",
+        "_correct",
+        "_cpu",
+        "_cpu_clock_ns",
+        "_cpu_ring",
+        "_failed",
+        "_failed_before",
+        "_filled",
+        "_labelled",
+        "_latency",
+        "_latency_ring",
+        "_lock",
+        "_predictions",
+        "_refused",
+        "_schema",
+        "_serving",
+        "_shape",
+        "_zeros",
+        "measure_cpu",
+    )
+
+    def __init__(
+        self,
+        model: Engine | str | Path | bytes,
+        *,
+        threads: int = 1,
+        max_batch: int = 4096,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+        cpu_clock_ns: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        engine = model if isinstance(model, Engine) else Engine(model, threads=threads, max_batch=max_batch)
+        self.measure_cpu = False
+        self._clock_ns = clock_ns
+        self._cpu_clock_ns = cpu_clock_ns
+        self._lock = threading.Lock()
+        self._schema = _Schema(engine.info.manifest.features)
+        self._shape = (engine.features,)
+        self._zeros = np.zeros(engine.features, np.float32)
+        self._latency_ring = array("q", bytes(8 * RING_ROWS))
+        self._cpu_ring = array("q")
+        self._filled = 0
+        self._clear_window()
+        self._begin(_Serving(engine))
+
+    def _begin(self, serving: "_Serving") -> None:
+        self._serving = serving
+        self._predictions = 0
+        self._failed_before = 0
+        self._cpu = LatencyHistogram()
+        self._cpu_ring = array("q")
+
+    def _clear_window(self) -> None:
+        self._latency = LatencyHistogram()
+        self._refused: dict[str, int] = {}
+        self._failed = 0
+        self._labelled = 0
+        self._correct = 0
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of the model in service."""
+        return self._serving.digest
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in service."""
+        return self._serving.engine
+
+    @property
+    def rows(self) -> int:
+        """Rows predicted since the last window was taken."""
+        with self._lock:
+            return self._serving.binner.rows + self._filled
+
+    def predict(self, rows: NDArray[Any] | Mapping[str, object] | Sequence[object]) -> Prediction:
+        """Predicts one row or a batch; quickest for one float32 array of shape (F,).
+
+        ``rows`` is an (n, F) array, one row of F numbers, a mapping of feature name to value, or a list of these;
+        numbers are rounded to float32. None, NaN and an absent name mean missing. The caller owns the arrays of the
+        answer.
+
+        Raises:
+            InputError: a row breaks the schema; the message names row and feature. Nothing was predicted for any row
+                of the call, and each is counted as refused under the error's ``reason``.
+            ArtifactError: the graph failed, or answered what its manifest does not allow; counted as failed.
+            BudgetExceeded: a batch does not fit into memory; counted as failed.
+        """
+        if rows.__class__ is not np.ndarray or rows.dtype is not _FLOAT32 or rows.shape != self._shape:
+            return self._predict_other(rows)
+        clock_ns = self._clock_ns
+        start_ns = clock_ns()
+        with self._lock:
+            cpu_ns = self._cpu_clock_ns() if self.measure_cpu else 0
+            serving = self._serving
+            slot = self._filled
+            row = serving.rows[slot]
+            row[:] = rows
+            if np.vdot(row, self._zeros) != 0.0:  # 0 * NaN and 0 * inf are NaN: one pass finds both
+                self._check(row[None])
+            try:
+                serving.runs[slot]()
+            except Block.failures as e:
+                self._fail(1, f"the graph failed on one row: {e}", e)
+            score = serving.scores[slot].copy()
+            raw = serving.raw[slot]
+            if not 0 <= raw < serving.classes:
+                self._fail(1, f"the graph answered class {raw}; the manifest has {serving.classes}")
+            if self.measure_cpu:
+                self._cpu_ring.append(self._cpu_clock_ns() - cpu_ns)
+            self._latency_ring[slot] = clock_ns() - start_ns
+            self._filled = slot + 1
+            if self._filled == serving.size:
+                self._flush()
+        if serving.labels is None:
+            return Prediction(None, score, None, serving.digest)
+        return Prediction(serving.labels[raw], score, raw, serving.digest)
+
+    def _predict_other(self, rows: Any) -> Prediction:
+        try:
+            table, single = self._schema.convert(rows)
+        except InputError as e:
+            with self._lock:
+                self._refuse(e.reason, _count_rows(rows))
+            raise
+        return self.predict(table[0]) if single else self._predict_batch(table)
+
+    def _predict_batch(self, table: Rows) -> Prediction:
+        start_ns = self._clock_ns()
+        with self._lock:
+            cpu_ns = self._cpu_clock_ns()
+            serving = self._serving
+            self._check(table)
+            try:
+                raw, score = serving.engine.run(table)
+            except (ArtifactError, BudgetExceeded):
+                self._failed += len(table)
+                raise
+            if len(table):
+                self._flush()  # rows are counted in the order they came
+                serving.binner.observe(table, np.zeros(len(table), np.int64) if raw is None else raw, score)
+                if self.measure_cpu:
+                    self._cpu_ring.append((self._cpu_clock_ns() - cpu_ns) // len(table))
+                self._latency = self._latency.merge(observe_ns(np.asarray([self._clock_ns() - start_ns])))
+                self._predictions += len(table)
+        label = None if raw is None or serving.label_array is None else serving.label_array[raw]
+        return Prediction(label, score, raw, serving.digest)
+
+    def record_truth(self, labelled: int, correct: int) -> None:
+        """Adds ``labelled`` rows whose truth became known, ``correct`` of them predicted right, to the open window."""
+        if not 0 <= correct <= labelled:
+            raise ValueError(f"{correct} correct of {labelled} labelled rows")
+        with self._lock:
+            self._labelled += labelled
+            self._correct += correct
+
+    def take_window(self) -> Observation:
+        """What was seen since the last call, and a fresh start; the row before is remembered for ``repeat``."""
+        with self._lock:
+            return self._take()
+
+    def trial_stats(self) -> TrialStats:
+        """Totals of the model in service since it was put there."""
+        with self._lock:
+            self._flush()
+            return TrialStats(
+                predictions=self._predictions, failed=self._failed_before + self._failed, cpu=self._cpu
+            )
+
+    def swap(self, engine: Engine) -> Observation:
+        """Puts ``engine`` into service between two predictions; none fails and none waits for the model to load.
+
+        Returns what the old model saw since the last window. The old engine is let go, not closed: its memory is freed
+        when nobody else holds it.
+
+        Raises:
+            ArtifactError: the new model reads other features, or in another order, so that this stream's rows would
+                mean something else to it. The old one stays.
+        """
+        names = self._schema.names
+        wanted = tuple(feature.name for feature in engine.info.manifest.features)
+        if wanted != names:
+            raise ArtifactError(
+                f"model {engine.digest} reads features {list(wanted)}; this stream carries {list(names)}: "
+                "build a new Runtime for it"
+            )
+        serving = _Serving(engine)
+        schema = _Schema(engine.info.manifest.features)
+        with self._lock:
+            seen = self._take()
+            self._schema = schema
+            self._begin(serving)
+        trim_memory()
+        return seen
+
+    def _take(self) -> Observation:
+        self._flush()
+        seen = Observation(
+            digest=self._serving.digest,
+            profile=self._serving.binner.take(),
+            latency=self._latency,
+            refused=tuple(sorted(self._refused.items())),
+            failed=self._failed,
+            labelled=self._labelled,
+            correct=self._correct,
+        )
+        self._failed_before += self._failed
+        self._clear_window()
+        return seen
+
+    def _flush(self) -> None:
+        n, serving = self._filled, self._serving
+        if n:
+            self._filled = 0
+            self._predictions += n
+            block = serving.block
+            labels = serving.no_labels[:n] if block.labels is None else block.labels[:n]
+            serving.binner.observe(block.rows[:n], labels, block.scores[:n])
+            self._latency = self._latency.merge(observe_ns(np.frombuffer(self._latency_ring, np.int64, n)))
+        if self._cpu_ring:
+            self._cpu = self._cpu.merge(observe_ns(np.array(self._cpu_ring, np.int64)))
+            self._cpu_ring = array("q")
+
+    def _check(self, table: Rows) -> None:
+        try:
+            self._schema.check(table)
+        except InputError as e:
+            self._refuse(e.reason, len(table))
+            raise
+
+    def _refuse(self, reason: str, rows: int) -> None:
+        self._refused[reason] = self._refused.get(reason, 0) + rows
+
+    def _fail(self, rows: int, problem: str, cause: Exception | None = None) -> NoReturn:
+        self._failed += rows
+        raise ArtifactError(f"model {self._serving.digest}: {problem}") from cause
+
+
+class _Serving:
+    """A model in service with its ring, unpacked so that the hot path looks nothing up twice."""
+
+    __slots__ = (
+        "binner",
+        "block",
+        "classes",
+        "digest",
+        "engine",
+        "label_array",
+        "labels",
+        "no_labels",
+        "raw",
+        "rows",
+        "runs",
+        "scores",
+        "size",
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        manifest = engine.info.manifest
+        self.size: Final = max(1, min(RING_ROWS, RING_BYTES // (4 * (engine.features + engine.width))))
+        self.engine: Final = engine
+        self.digest: Final = engine.digest
+        self.block: Final = engine.bind(self.size)  # owns the memory that all below points into
+        self.runs: Final = self.block.runs
+        self.rows: Final = tuple(self.block.rows)
+        self.scores: Final = tuple(self.block.scores)
+        self.no_labels: Final = np.zeros(self.size, np.int64)
+        self.raw: Final = (self.no_labels if self.block.labels is None else self.block.labels).data
+        self.labels: Final[tuple[Label, ...] | None] = manifest.labels or None
+        self.classes: Final = len(manifest.labels) or 1
+        self.label_array: Final = _label_array(manifest.labels) if manifest.labels else None
+        self.binner: Final = Binner(engine.info.reference.spec, probabilities=manifest.probabilities)
+
+
+def _label_array(labels: tuple[Label, ...]) -> NDArray[Any]:
+    """Labels as an array that keeps their type: labels of several types stay Python objects."""
+    if len({type(label) for label in labels}) == 1:
+        return np.array(labels)
+    found = np.empty(len(labels), object)
+    found[:] = labels
+    return found
+
+
+def _count_rows(rows: Any) -> int:
+    """How many rows a refused call held; at least 1."""
+    if isinstance(rows, np.ndarray):
+        return max(1, len(rows)) if rows.ndim > 1 else 1
+    return len(rows) if _is_list_of_rows(rows) else 1
+
+
+def _is_list_of_rows(rows: Any) -> bool:
+    return (
+        isinstance(rows, list | tuple)
+        and bool(rows)
+        and isinstance(rows[0], Mapping | list | tuple | np.ndarray)
+    )
+
+
+class _Schema:
+    """Turns what a caller has into float32 rows, and says what is wrong with them."""
+
+    __slots__ = ("_accepts_missing", "_columns", "names")
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.names: Final = tuple(feature.name for feature in features)
+        self._columns: Final = {name: j for j, name in enumerate(self.names)}
+        self._accepts_missing: Final = np.array([feature.missing for feature in features])
+
+    def convert(self, rows: Any) -> tuple[Rows, bool]:
+        """``rows`` as an (n, F) float32 array, and whether they were one bare row; raises `InputError`."""
+        if isinstance(rows, np.ndarray) and rows.dtype != object:
+            return self._from_array(rows)
+        if isinstance(rows, np.ndarray):
+            rows = rows.tolist()
+        if _is_list_of_rows(rows) or (isinstance(rows, list | tuple) and not rows):
+            table = np.empty((len(rows), len(self.names)), np.float32)
+            for i, row in enumerate(rows):
+                table[i] = self._from_row(row, f"row {i}: ")
+            return table, False
+        return self._from_row(rows, "")[None], True
+
+    def check(self, table: Rows) -> None:
+        """Raises `InputError` on the first NaN in a feature that may not be missing, or infinity."""
+        bad = ~np.isfinite(table)
+        bad &= ~(np.isnan(table) & self._accepts_missing)
+        if not bad.any():
+            return
+        i, j = (int(k[0]) for k in np.nonzero(bad))
+        where = f"row {i}: feature {self.names[j]!r}" if len(table) > 1 else f"feature {self.names[j]!r}"
+        if np.isnan(table[i, j]):
+            raise InputError("missing", f"{where} is missing and the model does not accept that")
+        raise InputError("non_finite", f"{where} is {table[i, j]}; a finite float32 number is needed")
+
+    def _from_array(self, rows: NDArray[Any]) -> tuple[Rows, bool]:
+        if rows.dtype.kind not in "fiub":
+            raise InputError("type", f"an array of {rows.dtype} is not an array of numbers")
+        if rows.ndim not in (1, 2) or rows.shape[-1] != len(self.names):
+            raise InputError("width", f"an array of shape {rows.shape}; (n, {len(self.names)}) is needed")
+        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused as such
+            table = rows.astype(np.float32)
+        return (table[None], True) if rows.ndim == 1 else (table, False)
+
+    def _from_row(self, row: Any, where: str) -> Rows:
+        if isinstance(row, Mapping):
+            for name in row:
+                if name not in self._columns:
+                    hint = nearest(str(name), self.names)
+                    raise InputError("unknown_feature", f"{where}the model has no feature {name!r}{hint}")
+            values = [row.get(name) for name in self.names]
+        elif isinstance(row, list | tuple):
+            values = list(row)
+        elif isinstance(row, np.ndarray) and row.ndim == 1:
+            values = row.tolist()
+        else:
+            raise InputError(
+                "type",
+                f"{where}{type(row).__name__} is not a row; pass an array, a list of numbers or a mapping of names",
+            )
+        if len(values) != len(self.names):
+            raise InputError(
+                "width", f"{where}{len(values)} values; the model has {len(self.names)} features"
+            )
+        with np.errstate(over="ignore"):
+            return np.array(
+                [self._number(v, name, where) for v, name in zip(values, self.names, strict=True)]
+            ).astype(np.float32)
+
+    def _number(self, value: object, name: str, where: str) -> float:
+        if value is None:
+            return float("nan")
+        if not isinstance(value, _NUMBERS):
+            raise InputError(
+                "type", f"{where}feature {name!r} is {type(value).__name__} {value!r:.40}, not a number"
+            )
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf")
