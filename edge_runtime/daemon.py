@@ -24,7 +24,14 @@ from edge_runtime.adapters.probes import Probes
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.adapters.sources import ReplaySource
 from edge_runtime.config import DaemonConfig, load
-from edge_runtime.contract.errors import ArtifactError, ConfigError, ContractError, LinkError, SkiffError
+from edge_runtime.contract.errors import (
+    ArtifactError,
+    BudgetExceeded,
+    ConfigError,
+    ContractError,
+    LinkError,
+    SkiffError,
+)
 from edge_runtime.contract.ids import Digest, session_id
 from edge_runtime.contract.topics import WINDOW
 from edge_runtime.core import agent as core
@@ -237,16 +244,15 @@ class Daemon:
             return
         try:
             engine = Engine(self._slots.blob(digest), threads=self._config.threads, expect=digest)
-        except ArtifactError as e:
+            old = self._runtime.swap(engine) if self._runtime is not None else None
+        except (ArtifactError, BudgetExceeded) as e:
             log.warning("model_broken digest=%s reason=%s", digest, e)
             self._events.append(core.ServeFailed(digest, str(e)))
             return
         if self._runtime is None:
             self._runtime = Runtime(engine)
-        else:
-            old = self._runtime.swap(engine)
-            if self._window is not None:
-                self._close_window(old, self._window)
+        if old is not None and self._window is not None:
+            self._close_window(old, self._window)
         self._runtime.measure_cpu = self._agent.slots.trial is not None
         self._sampled = (0, 0, time.monotonic())
         self._window = self._open_window()

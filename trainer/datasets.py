@@ -76,7 +76,9 @@ class WatchData:
     @property
     def groups(self) -> NDArray[np.str_]:
         """``(n,)`` name of each row's device, such as ``person-03-left``: the groups of a reference profile."""
-        names = np.array([[f"person-{person:02d}-{wrist}" for wrist in _WRIST_NAMES] for person in range(256)])
+        names = np.array(
+            [[f"person-{person:02d}-{wrist}" for wrist in _WRIST_NAMES] for person in range(256)]
+        )
         return names[self.person, self.wrist]
 
     def take(self, rows: NDArray[Any]) -> Self:
@@ -116,7 +118,9 @@ class WatchData:
         """
         found = self.take((self.person == person) & (self.wrist == wrist))
         if not len(found):
-            raise DatasetError(f"watch data: person {person}, wrist {wrist} has no rows; devices are {self.devices}")
+            raise DatasetError(
+                f"watch data: person {person}, wrist {wrist} has no rows; devices are {self.devices}"
+            )
         return found
 
     def recordings(self) -> tuple[Self, ...]:
@@ -140,7 +144,9 @@ def load_watch(path: Path = WATCH_PATH) -> WatchData:
     except KeyError as error:
         raise DatasetError(f"{path}: {error.args[0]}; make it again with make_features.py") from error
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path}: not a readable feature file ({error}); make it with make_features.py") from error
+        raise DatasetError(
+            f"{path}: not a readable feature file ({error}); make it with make_features.py"
+        ) from error
     return WatchData(
         features=np.ascontiguousarray(arrays["features"], dtype=np.float32),
         labels=arrays["label"],
@@ -176,7 +182,9 @@ def load_csv(path: Path, *, target: str) -> Table:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: not a readable CSV file ({error})") from error
     if len(set(header)) != len(header) or target not in header:
-        raise DatasetError(f"{path}: line 1: expected distinct column names with {target!r} among them, found {header}")
+        raise DatasetError(
+            f"{path}: line 1: expected distinct column names with {target!r} among them, found {header}"
+        )
     if not lines:
         raise DatasetError(f"{path}: a header but no rows")
     place = header.index(target)
@@ -189,7 +197,9 @@ def load_csv(path: Path, *, target: str) -> Table:
             try:
                 features[at, column] = float(text) if text.strip() else np.nan
             except ValueError as error:
-                raise DatasetError(f"{path}: line {line}, column {header[source]!r}: {text!r} is no number") from error
+                raise DatasetError(
+                    f"{path}: line {line}, column {header[source]!r}: {text!r} is no number"
+                ) from error
     return Table(
         features=features,
         feature_names=tuple(name for name in header if name != target),

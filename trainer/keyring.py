@@ -5,7 +5,6 @@ how); an operation that needs them then says which are missing. The others stay:
 """
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from securesystemslib.signer import CryptoSigner
 
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.fields import Fields
+from trainer import files
 
 
 class PublishError(SkiffError):
@@ -45,7 +45,7 @@ and version control that others can read.
 | files | needed for | where they belong |
 |---|---|---|
 | root-1, root-2, root-3 (two) | replacing keys; renewal, once a year | **offline**, in three separate places |
-| targets-1, targets-2 (both) | approving and revoking models; renewal, once a year | **offline**, in two separate places |
+| targets-1, targets-2 (both) | approving, revoking; renewal, once a year | **offline**, in two separate places |
 | snapshot, timestamp | every publication; the refresh, at least once in seven days | here |
 | builder | models that a retraining publishes on its own, where that was allowed | the machine that retrains |
 | director | releases: which devices run which approved model | the coordinator's machine |
@@ -80,14 +80,18 @@ class Keyring:
         (work / "README.md").write_text(_README, encoding="utf-8")
         work.rename(self._folder)
 
+    def path(self, name: str) -> Path:
+        """The file of the key ``name``."""
+        return self._folder / f"{name}.json"
+
     def every(self, role: str) -> list[CryptoSigner]:
         """All keys of ``role``, none missing; raises `PublishError`."""
-        return [_load(self._folder / f"{name}.json") for name in KEYS[role]]
+        return [_load(self.path(name)) for name in KEYS[role]]
 
     def signers(self, role: str, keyids: Collection[str], *, purpose: str) -> list[CryptoSigner]:
         """The keys among ``keyids`` that are here; raises `PublishError` when they are too few for ``role``."""
-        files = [self._folder / f"{name}{end}" for name in KEYS[role] for end in (".json", _STAGED)]
-        loaded = [_load(path) for path in files if path.exists()]
+        paths = [self._folder / f"{name}{end}" for name in KEYS[role] for end in (".json", _STAGED)]
+        loaded = [_load(path) for path in paths if path.exists()]
         found = [signer for signer in loaded if signer.public_key.keyid in keyids]
         if len(found) < threshold(role):
             raise PublishError(
@@ -110,7 +114,7 @@ class Keyring:
             if not staged.exists():
                 continue
             if _load(staged).public_key.keyid in keyids:
-                staged.replace(self._folder / f"{name}.json")
+                staged.replace(self.path(name))
             else:
                 staged.unlink()
 
@@ -133,14 +137,5 @@ def _load(path: Path) -> CryptoSigner:
 
 
 def _write_private(path: Path, signer: CryptoSigner) -> None:
-    """Temp, fsync, rename: never another mode than 0600, never half a key."""
     document = {"keyid": signer.public_key.keyid, "private_key_pem": signer.private_bytes.decode("ascii")}
-    work = path.with_name(f".{path.name}.new")
-    work.unlink(missing_ok=True)
-    with os.fdopen(
-        os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii"
-    ) as stream:
-        json.dump(document, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    work.replace(path)
+    files.write(path, json.dumps(document, indent=1).encode(), mode=0o600)

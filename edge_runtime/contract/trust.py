@@ -1,4 +1,4 @@
-"""What the publisher writes into TUF metadata and a device looks for there: names of roles and targets, and our own table.
+"""What the publisher writes into TUF metadata and a device looks for there: names, and a table of our own.
 
 Signed TUF metadata may carry fields of one's own. Ours stand under ``skiff``: in targets metadata
 ``{"revoked": [digest, …]}``, in timestamp metadata ``{"signed": seconds since 1970, "root": version}``.
