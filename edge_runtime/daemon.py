@@ -34,8 +34,9 @@ from edge_runtime.contract.errors import (
 )
 from edge_runtime.contract.ids import Digest, session_id
 from edge_runtime.contract.topics import WINDOW
-from edge_runtime.core import agent as core
+from edge_runtime.core import events as core
 from edge_runtime.core import lifecycle
+from edge_runtime.core.agent import Agent, Identity
 from edge_runtime.core.backoff import next_delay_seconds
 from edge_runtime.core.windowing import OpenWindow, is_due, open_window
 from edge_runtime.engine import Engine
@@ -97,7 +98,7 @@ class Daemon:
         self._slots = Slots(config.state_dir)
         self._outbox = Outbox(config.state_dir / "outbox.db", max_bytes=config.outbox_bytes)
         self._probes = Probes()
-        identity = core.Identity(
+        identity = Identity(
             fleet=config.fleet,
             device=config.device,
             cohort=config.cohort,
@@ -105,7 +106,7 @@ class Daemon:
             model=config.model,
             attributes=config.attributes,
         )
-        self._agent = core.Agent(identity, self._load_slots(), config.budget, self._rng)
+        self._agent = Agent(identity, self._load_slots(), config.budget, self._rng)
         death = self._agent.death()
         self._link = Link(
             config.broker,
@@ -126,6 +127,7 @@ class Daemon:
         self._child: Child | None = None
         self._window: OpenWindow | None = None
         self._events: deque[core.AgentEvent] = deque()
+        self._handling = False
         self._sampled = (0, 0, 0.0)
 
     def _load_slots(self) -> lifecycle.SlotState:
@@ -178,9 +180,15 @@ class Daemon:
 
     def _handle(self, event: core.AgentEvent) -> None:
         self._events.append(event)
-        while self._events:
-            for action in self._agent.handle(self._events.popleft(), time.monotonic(), time.time_ns()):
-                self._perform(action)
+        if self._handling:  # raised while an action is performed: the actions after it come first
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for action in self._agent.handle(self._events.popleft(), time.monotonic(), time.time_ns()):
+                    self._perform(action)
+        finally:
+            self._handling = False
 
     def _shut_down(self) -> None:
         self._stop.set()
@@ -253,7 +261,7 @@ class Daemon:
             self._runtime = Runtime(engine)
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
-        self._runtime.measure_cpu = self._agent.slots.trial is not None
+        self._runtime.measure_cpu = self._on_trial()
         self._sampled = (0, 0, time.monotonic())
         self._window = self._open_window()
         if self._feed is not None:
@@ -291,7 +299,7 @@ class Daemon:
 
     def _report_trial(self) -> None:
         runtime = self._runtime
-        if runtime is None or self._agent.slots.trial is None:
+        if runtime is None or not self._on_trial():
             return
         stats = runtime.trial_stats()
         predictions, failed, since = self._sampled
@@ -303,13 +311,14 @@ class Daemon:
                 predictions=stats.predictions - predictions,
                 failed=stats.failed - failed,
                 seconds=now - since,
-                samples=stats.cpu.count,
-                cpu_p99_ns=stats.cpu.quantile_ns(0.99),
+                cpu=stats.cpu,
                 rss_bytes=self._probes.health().rss_bytes,
             )
         )
-        if self._agent.slots.trial is None:
-            runtime.measure_cpu = False
+        runtime.measure_cpu = self._on_trial()
+
+    def _on_trial(self) -> bool:
+        return self._agent.slots.trial is not None
 
     # ── the update child ───────────────────────────────────────────────────────────────────────────────
 
@@ -344,7 +353,7 @@ class Daemon:
         while self._child is not None and (line := self._child.poll()) is not None:
             try:
                 if "progress" in line:
-                    self._handle(core.UpdatePhase(str(line["progress"]), Digest(str(line["digest"]))))
+                    self._handle(core.update_phase(line))
                 elif "result" in line:
                     ended = core.update_ended(line["result"])
                     self._child_answered = True

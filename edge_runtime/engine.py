@@ -26,8 +26,9 @@ Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-FLOAT: Final = "tensor(float)"
-INTEGER: Final = "tensor(int64)"
+_FLOAT32: Final = np.dtype(np.float32)
+_FLOAT_TENSOR: Final = "tensor(float)"
+_INTEGER_TENSOR: Final = "tensor(int64)"
 
 _Run = Callable[[], object]
 # Every exception type that the extension defines, and what pybind11 makes of C++'s own.
@@ -92,6 +93,7 @@ class Engine:
         del data
         self._check_signature(self._session)
         self.width: Final = self._probe_width(self._session)
+        self._single_shapes: Final = ((self.features,), (1, self.features))
         self._lock: Final = threading.Lock()
         self._single: Block | None = Block(self._session, self.info, self.width, slots=1)
         trim_memory()
@@ -106,19 +108,18 @@ class Engine:
             InputError: ``rows`` has another width or dtype.
             ArtifactError: the graph failed, or answered with something its manifest does not allow.
         """
-        if rows.dtype != np.float32:
+        if rows.dtype is not _FLOAT32 and rows.dtype != _FLOAT32:  # `is` is quick, `!=` is right
             raise InputError("type", f"rows are {rows.dtype}; float32 is needed")
-        table = rows[None] if rows.ndim == 1 else rows
-        if table.ndim != 2 or table.shape[1] != self.features:
+        if rows.shape in self._single_shapes:
+            return self._run_single(rows)
+        if rows.ndim != 2 or rows.shape[1] != self.features:
             raise InputError("width", f"rows have shape {rows.shape}; (n, {self.features}) is needed")
-        if len(table) == 1:
-            return self._run_single(table[0])
         session = self._open()
         classifier = bool(self.info.manifest.label_output)
-        labels = np.empty(len(table), np.int64)
-        scores = np.empty((len(table), self.width), np.float32)
-        for start in range(0, len(table), self._max_batch):
-            part = np.ascontiguousarray(table[start : start + self._max_batch])
+        labels = np.empty(len(rows), np.int64)
+        scores = np.empty((len(rows), self.width), np.float32)
+        for start in range(0, len(rows), self._max_batch):
+            part = np.ascontiguousarray(rows[start : start + self._max_batch])
             *found, scored = self._run_session(session, part)
             if scored.shape != (len(part), self.width) or any(x.shape != (len(part),) for x in found):
                 raise ArtifactError(f"{self._where}: {len(part)} rows gave scores of shape {scored.shape}")
@@ -141,16 +142,22 @@ class Engine:
     def _open(self) -> ort.InferenceSession:
         session = self._session
         if session is None:
-            raise ArtifactError(f"{self._where}: the engine is closed; build a new one")
+            raise self._closed()
         return session
+
+    def _closed(self) -> ArtifactError:
+        return ArtifactError(f"{self._where}: the engine is closed; build a new one")
 
     def _run_single(self, row: Rows) -> tuple[Labels | None, Scores]:
         with self._lock:
             block = self._single
             if block is None:
-                raise ArtifactError(f"{self._where}: the engine is closed; build a new one")
-            block.rows[0] = row
-            block.run(0)
+                raise self._closed()
+            block.rows[...] = row
+            try:
+                block.runs[0]()
+            except Block.failures as e:
+                raise ArtifactError(f"{self._where}: the graph failed on one row: {e}") from e
             scores = block.scores.copy()
             labels = None if block.labels is None else block.labels.copy()
         return (None if labels is None else self._checked(labels)), scores
@@ -168,8 +175,10 @@ class Engine:
 
     def _checked(self, labels: Labels) -> Labels:
         classes = len(self.info.manifest.labels)
-        if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-            bad = labels[(labels < 0) | (labels >= classes)][0]
+        # As unsigned numbers the negative ones are the largest: one comparison finds both.
+        beyond = labels.view(np.uint64) >= classes
+        if beyond.any():
+            bad = labels[beyond][0]
             raise ArtifactError(f"{self._where}: the graph answered class {bad}; the manifest has {classes}")
         return labels
 
@@ -178,15 +187,15 @@ class Engine:
         inputs = [(node.name, node.type, list(node.shape)) for node in session.get_inputs()]
         name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         free = len(shape) == 2 and not isinstance(shape[0], int) and shape[1] == self.features
-        if name != manifest.input_name or kind != FLOAT or not free:
+        if name != manifest.input_name or kind != _FLOAT_TENSOR or not free:
             raise ArtifactError(
                 f"{self._where}: graph inputs are {inputs}; the manifest needs one, "
-                f"{manifest.input_name!r} {FLOAT} [n, {self.features}]"
+                f"{manifest.input_name!r} {_FLOAT_TENSOR} [n, {self.features}]"
             )
         outputs = {node.name: node.type for node in session.get_outputs()}
-        wanted = {manifest.score_output: FLOAT}
+        wanted = {manifest.score_output: _FLOAT_TENSOR}
         if manifest.labels:
-            wanted[manifest.label_output] = INTEGER
+            wanted[manifest.label_output] = _INTEGER_TENSOR
         if outputs != wanted:
             raise ArtifactError(f"{self._where}: graph outputs are {outputs}; the manifest needs {wanted}")
 
@@ -209,17 +218,18 @@ class Engine:
 class Block:
     """``slots`` rows of memory that the session reads and writes in place; not thread-safe.
 
-    Write a row into ``rows[i]``, call ``run(i)``, read ``scores[i]`` and ``labels[i]``: no allocation, no copy and no
-    lookup of names. Whether a label lies in range is the caller's to check.
+    Write a row into ``rows[i]``, call ``runs[i]()``, read ``scores[i]`` and ``labels[i]``: no allocation, no copy and
+    no lookup of names. The calls raise `failures`; whether a label lies in range is the caller's to check. The block
+    owns the memory: hold it as long as anything made from it.
 
     Attributes:
         rows: (slots, F) float32.
         labels: (slots,) int64, None for a regressor.
         scores: (slots, C) float32.
-        runs: one callable per slot, for a caller that cannot afford `run`'s own frame; they raise `failures`.
+        runs: one callable per slot.
     """
 
-    __slots__ = ("_where", "labels", "rows", "runs", "scores")
+    __slots__ = ("labels", "rows", "runs", "scores")
 
     failures: Final[tuple[type[Exception], ...]] = (MemoryError, *_ORT_ERRORS)
 
@@ -237,13 +247,6 @@ class Block:
                 binding.bind_ortvalue_output(manifest.label_output, _shared(self.labels[i : i + 1]))
             runs.append(_bound_run(session, binding))
         self.runs: Final[tuple[_Run, ...]] = tuple(runs)
-
-    def run(self, slot: int) -> None:
-        """Predicts ``rows[slot]`` into ``scores[slot]`` and ``labels[slot]``; raises `ArtifactError`."""
-        try:
-            self.runs[slot]()
-        except self.failures as e:
-            raise ArtifactError(f"the graph failed on one row: {e}") from e
 
 
 def trim_memory() -> None:

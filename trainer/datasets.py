@@ -160,18 +160,26 @@ def load_watch(path: Path = WATCH_PATH) -> WatchData:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Table:
-    """A numeric table: ``features`` is ``(n, F)`` float32 with NaN for an empty cell, ``target`` ``(n,)`` text."""
+    """A numeric table of the user's own.
+
+    Attributes:
+        features: ``(n, F)`` float32, NaN for an empty cell.
+        feature_names: F names.
+        target: ``(n,)`` what to predict: text from a CSV file, any type from an ``.npz`` file.
+        group: ``(n,)`` text, the device or person of each row; None when no such column was asked for.
+    """
 
     features: NDArray[np.float32]
     feature_names: tuple[str, ...]
-    target: NDArray[np.str_]
+    target: NDArray[Any]
+    group: NDArray[np.str_] | None = None
 
 
-def load_csv(path: Path, *, target: str) -> Table:
-    """Load a UTF-8 CSV file with one header line; every column but ``target`` must be numeric or empty.
+def load_csv(path: Path, *, target: str, group: str = "") -> Table:
+    """Load a UTF-8 CSV file with one header line; every column but ``target`` and ``group`` is numeric or empty.
 
     Raises:
-        DatasetError: the file can't be read, has no rows, lacks the target, or a cell is no number; the message
+        DatasetError: the file can't be read, has no rows, lacks a column, or a cell is no number; the message
             names line and column.
     """
     try:
@@ -181,27 +189,69 @@ def load_csv(path: Path, *, target: str) -> Table:
             lines = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: not a readable CSV file ({error})") from error
-    if len(set(header)) != len(header) or target not in header:
-        raise DatasetError(
-            f"{path}: line 1: expected distinct column names with {target!r} among them, found {header}"
-        )
+    for wanted in filter(None, (target, group)):
+        if len(set(header)) != len(header) or wanted not in header:
+            raise DatasetError(
+                f"{path}: line 1: expected distinct column names with {wanted!r} among them, found {header}"
+            )
     if not lines:
         raise DatasetError(f"{path}: a header but no rows")
-    place = header.index(target)
-    features = np.empty((len(lines), len(header) - 1), dtype=np.float32)
+    numeric = [at for at, name in enumerate(header) if name not in (target, group)]
+    features = np.empty((len(lines), len(numeric)), dtype=np.float32)
     for at, (line, row) in enumerate(lines):
         if len(row) != len(header):
             raise DatasetError(f"{path}: line {line}: {len(row)} cells, but the header has {len(header)}")
-        cells = (*enumerate(row[:place]), *enumerate(row[place + 1 :], place + 1))
-        for column, (source, text) in enumerate(cells):
+        for column, source in enumerate(numeric):
+            text = row[source]
             try:
                 features[at, column] = float(text) if text.strip() else np.nan
             except ValueError as error:
                 raise DatasetError(
                     f"{path}: line {line}, column {header[source]!r}: {text!r} is no number"
                 ) from error
+
+    def texts(name: str) -> NDArray[np.str_]:
+        place = header.index(name)
+        return np.array([row[place] for _, row in lines], dtype=np.str_)
+
     return Table(
         features=features,
-        feature_names=tuple(name for name in header if name != target),
-        target=np.array([row[place] for _, row in lines], dtype=np.str_),
+        feature_names=tuple(header[at] for at in numeric),
+        target=texts(target),
+        group=texts(group) if group else None,
+    )
+
+
+def load_npz(path: Path, *, target: str, group: str = "") -> Table:
+    """Load an ``.npz`` file with arrays ``features`` (n, F), ``feature_names`` (F,), ``target`` and ``group`` (n,).
+
+    ``target`` and ``group`` are the names of the arrays to use; without ``feature_names`` columns are ``x0``, ``x1``,
+    … No pickle is read.
+
+    Raises:
+        DatasetError: the file can't be read, lacks an array, or shapes do not fit; the message names the array.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays.update({name: archive[name] for name in archive.files})
+        features = np.asarray(arrays["features"], dtype=np.float32)
+        wanted = {name: arrays[name] for name in (target, group) if name}
+    except KeyError as error:
+        raise DatasetError(f"{path}: holds no array {error.args[0]!r}, only {sorted(arrays)}") from error
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path}: not a readable .npz file ({error})") from error
+    if features.ndim != 2 or not len(features):
+        raise DatasetError(f"{path}: features has shape {features.shape}; (n, F) is needed")
+    names = arrays.get("feature_names", np.array([f"x{j}" for j in range(features.shape[1])]))
+    if names.shape != (features.shape[1],):
+        raise DatasetError(f"{path}: feature_names has shape {names.shape} for {features.shape[1]} columns")
+    for name, column in wanted.items():
+        if column.shape != (len(features),):
+            raise DatasetError(f"{path}: {name} has shape {column.shape}, but there are {len(features)} rows")
+    return Table(
+        features=features,
+        feature_names=tuple(str(name) for name in names),
+        target=wanted[target],
+        group=wanted[group].astype(np.str_) if group else None,
     )

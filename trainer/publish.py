@@ -19,11 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
-from converters.artifact import check_static
+from converters.gate import check_bytes
 from edge_runtime.contract import codec, topics, trust
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import Digest, ModelName, digest_of
-from edge_runtime.contract.manifest import read_info
 from edge_runtime.contract.messages import TrustBundle
 from trainer import files
 from trainer.keyring import KEYS, Keyring, PublishError
@@ -165,14 +164,16 @@ class Repository:
         path = Path(artifact)
         if role not in ROLES:
             raise PublishError(f"role {role!r} is not one of {', '.join(ROLES)}")
-        length = path.stat().st_size
+        try:
+            length = path.stat().st_size
+        except OSError as e:
+            raise PublishError(f"{path}: cannot be read ({e.strerror})") from e
         if length > topics.MAX_BLOB_BYTES:
             raise PublishError(
                 f"{path}: {length} bytes; models of up to {topics.MAX_BLOB_BYTES} travel over MQTT"
             )
-        check_static(path)
         data = path.read_bytes()
-        manifest = read_info(data).manifest
+        manifest = check_bytes(data, str(path)).manifest
         digest = digest_of(data)
         with self._changing() as metadata:
             if digest in metadata.revoked:

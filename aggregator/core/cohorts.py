@@ -14,8 +14,8 @@ def split(
 ) -> dict[str, tuple[DeviceId, ...]]:
     """``fleet`` and every ``name=value`` with its devices, sorted.
 
-    A device without the attribute belongs to the fleet only. An attribute whose one value all devices share makes
-    no cohort of its own: it would judge the fleet twice.
+    A device without the attribute belongs to the fleet only. An attribute whose one value all devices share
+    makes no cohort of its own: it would judge the fleet twice.
     """
     everyone = tuple(sorted(devices))
     found: dict[str, list[DeviceId]] = defaultdict(list)

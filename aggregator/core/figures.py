@@ -21,7 +21,9 @@ SHARE_FLOOR: Final = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
-    """Units as vectors: ``values`` (units, components) in [0, 1]; ``owners`` (components,) index into ``names``."""
+    """Units as vectors: ``values`` (units, components) in [0, 1]; ``owners`` (components,) index into
+    ``names``.
+    """
 
     names: tuple[str, ...]
     values: Matrix
@@ -33,7 +35,8 @@ def _counts(profiles: Sequence[Profile]) -> Matrix:
 
 
 def _shares(counts: Matrix, spec: CellSpec, column: int) -> tuple[Matrix, Matrix]:
-    """(units, cells) shares among finite values and (units, 2) shares of missing and non-finite among all rows.
+    """(units, cells) shares among finite values and (units, 2) shares of missing and non-finite among all
+    rows.
 
     A unit without one finite value has NaN shares.
     """
@@ -48,7 +51,9 @@ def _shares(counts: Matrix, spec: CellSpec, column: int) -> tuple[Matrix, Matrix
 
 
 def _filled(values: Matrix) -> Matrix:
-    """NaN replaced by the column's mean over the units that have it (0.5 when none has): it speaks for neither side."""
+    """NaN replaced by the column's mean over the units that have it (0.5 when none has): it speaks for
+    neither side.
+    """
     known = ~np.isnan(values)
     n = known.sum(axis=0)
     mean = np.where(n > 0, np.where(known, values, 0.0).sum(axis=0) / np.maximum(n, 1), 0.5)
@@ -56,7 +61,9 @@ def _filled(values: Matrix) -> Matrix:
 
 
 def input_columns(spec: CellSpec, profiles: Sequence[Profile]) -> Columns:
-    """Per feature: its distribution function at every edge, then the shares of missing and of non-finite values."""
+    """Per feature: its distribution function at every edge, then the shares of missing and of non-finite
+    values.
+    """
     counts = _counts(profiles)
     parts = []
     for j in range(len(spec.features)):
@@ -71,7 +78,9 @@ def input_columns(spec: CellSpec, profiles: Sequence[Profile]) -> Columns:
 
 
 def output_columns(spec: CellSpec, profiles: Sequence[Profile], labels: Sequence[object]) -> Columns:
-    """The score's distribution function at every edge, then the share of each predicted class, each its own name."""
+    """The score's distribution function at every edge, then the share of each predicted class, each its own
+    name.
+    """
     counts = _counts(profiles)
     shares, _ = _shares(counts, spec, len(spec.features))
     parts = [_filled(np.cumsum(shares, axis=1)[:, :-1])]
@@ -89,7 +98,9 @@ def output_columns(spec: CellSpec, profiles: Sequence[Profile], labels: Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnFigures:
-    """One column, reference against fleet, both as the mean of their units; see `aggregator.records.Figure`."""
+    """One column, reference against fleet, both as the mean of their units; see
+    `aggregator.records.Figure`.
+    """
 
     psi: float
     ks: float
@@ -107,10 +118,11 @@ def column_figures(
 ) -> ColumnFigures:
     """The familiar figures of column ``column`` (the score is column F).
 
-    PSI is Σ (q−p) ln(q/p) with shares of at least `SHARE_FLOOR`; KS the largest difference of the distribution functions
-    at an edge, so at most the raw one; Jensen–Shannon the divergence in bits. Wasserstein-1 and the shift of the
-    mean put every value at the middle of its cell, and values of the two open cells at their edge; both are in standard
-    deviations of the reference so placed (0 when the reference does not vary).
+    PSI is Σ (q−p) ln(q/p) with shares of at least `SHARE_FLOOR`; KS the largest difference of the
+    distribution functions at an edge, so at most the raw one; Jensen–Shannon the divergence in bits.
+    Wasserstein-1 and the shift of the mean put every value at the middle of its cell, and values of the two
+    open cells at their edge; both are in standard deviations of the reference so placed (0 when the reference
+    does not vary).
     """
     shares_r, beside_r = _shares(_counts(reference), spec, column)
     shares_f, beside_f = _shares(_counts(fleet), spec, column)
@@ -156,3 +168,25 @@ def _jensen_shannon_bits(p: NDArray[np.float64], q: NDArray[np.float64]) -> floa
         return float((a[some] * np.log2(a[some] / middle[some])).sum())
 
     return max(0.0, (divergence(p) + divergence(q)) / 2.0)
+
+
+def share_figures(reference: NDArray[np.float64], fleet: NDArray[np.float64]) -> ColumnFigures:
+    """The figures of one share in [0, 1] (a class, an accuracy), from its value in each unit of either side.
+
+    PSI and Jensen–Shannon are those of the two cells share and rest; KS is the difference; ``below`` holds
+    the two shares; the figures that need a scale are 0.
+    """
+    p, q = float(reference.mean()), float(fleet.mean())
+    one, other = np.array([p, 1.0 - p]), np.array([q, 1.0 - q])
+    a, b = np.maximum(one, SHARE_FLOOR), np.maximum(other, SHARE_FLOOR)
+    return ColumnFigures(
+        psi=float(((b - a) * np.log(b / a)).sum()),
+        ks=abs(q - p),
+        js_bits=_jensen_shannon_bits(one, other),
+        wasserstein_sd=0.0,
+        mean_shift_sd=0.0,
+        missing=(0.0, 0.0),
+        cut=0.0,
+        below=(p, q),
+        broad=float(((fleet - p) * np.sign(q - p) > 0.0).mean()),
+    )

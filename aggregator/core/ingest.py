@@ -1,8 +1,8 @@
 """Which message is believed, which is a dead letter, and what a device may forget.
 
-Pure: bytes in, a plan out. The service commits the plan in one transaction, then sends the acknowledgements, then
-lets the broker forget the messages. A message that arrives twice is planned twice; the store's unique key
-(device, session, seq) counts it once, and the device is told again.
+Pure: bytes in, a plan out. The service commits the plan in one transaction, then sends the acknowledgements,
+then lets the broker forget the messages. A message that arrives twice is planned twice; the store's unique
+key (device, session, seq) counts it once, and the device is told again.
 """
 
 from collections import defaultdict
@@ -14,8 +14,9 @@ from aggregator.records import Arrival, DeadLetter
 from edge_runtime.contract.codec import decode
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import DeviceId, Digest, SessionId
+from edge_runtime.contract.manifest import ArtifactInfo
 from edge_runtime.contract.messages import Ack, Event, Status, Window
-from edge_runtime.contract.profile import FIXED_POINT, CellSpec, Profile
+from edge_runtime.contract.profile import FIXED_POINT, Profile
 from edge_runtime.contract.topics import Topics
 
 MAX_WINDOW_COUNT: Final = 1 << 32
@@ -43,11 +44,19 @@ class Plan:
 
 
 def read(topics: Topics, topic: str, payload: bytes) -> Decoded:
-    """Decodes one message and holds it against the topic it came on; never raises."""
+    """Decodes one message and holds it against the topic it came on.
+
+    Never raises: the broker would bring a message that ended the service back to the next one. So an error that
+    only a mistake in the decoder can make is a dead letter as well.
+    """
+    message: Status | Window | Event | DeadLetter
     try:
-        return Decoded(topic=topic, payload=payload, message=_read(topics, topic, payload))
+        message = _read(topics, topic, payload)
     except ContractError as e:
-        return Decoded(topic=topic, payload=payload, message=DeadLetter(topic, payload, str(e)))
+        message = DeadLetter(topic, payload, str(e))
+    except Exception as e:  # noqa: BLE001
+        message = DeadLetter(topic, payload, f"the decoder failed: {type(e).__name__}: {e}")
+    return Decoded(topic=topic, payload=payload, message=message)
 
 
 def _read(topics: Topics, topic: str, payload: bytes) -> Status | Window | Event:
@@ -80,20 +89,28 @@ def _check_counts(w: Window) -> None:
     }
     for name, count in counts.items():
         if count > MAX_WINDOW_COUNT:
-            raise ContractError(f"window.{name}: {count} is more than the {MAX_WINDOW_COUNT} a window can hold")
+            raise ContractError(
+                f"window.{name}: {count} is more than the {MAX_WINDOW_COUNT} a window can hold"
+            )
     if int(profile.counts.max(initial=0)) > profile.rows:
-        raise ContractError(f"window.profile: a cell counts {int(profile.counts.max())} of {profile.rows} rows")
+        raise ContractError(
+            f"window.profile: a cell counts {int(profile.counts.max())} of {profile.rows} rows"
+        )
     if int(profile.sums.max(initial=0)) > 2 * FIXED_POINT * profile.rows:
-        raise ContractError(f"window.profile: probabilities of {profile.rows} rows sum to more than {profile.rows}")
+        raise ContractError(
+            f"window.profile: probabilities of {profile.rows} rows sum to more than {profile.rows}"
+        )
 
 
-def check_profile(profile: Profile, spec: CellSpec) -> None:
-    """Raises `ContractError` unless ``profile`` is one that a device could have counted under ``spec``."""
+def check_profile(profile: Profile, info: ArtifactInfo) -> None:
+    """Raises `ContractError` unless ``profile`` is one that a device serving the artifact could have counted."""
+    spec = info.reference.spec
+    wanted = 1 + spec.classes if info.manifest.probabilities else 0
     profile.check(spec)
-    if spec.classes:
-        classes = int(profile.counts[int(spec.offsets[-1]) :].sum())
-        if classes != profile.rows:
-            raise ContractError(f"profile counts {classes} predicted classes in {profile.rows} rows")
+    if profile.sums.size != wanted:
+        raise ContractError(
+            f"profile has {profile.sums.size} sums of probabilities; the artifact's has {wanted}"
+        )
 
 
 def digests(messages: Iterable[Decoded]) -> set[Digest]:
@@ -101,13 +118,14 @@ def digests(messages: Iterable[Decoded]) -> set[Digest]:
     return {m.message.digest for m in messages if isinstance(m.message, Window)}
 
 
-def plan(messages: Iterable[Decoded], specs: Mapping[Digest, CellSpec]) -> Plan:
+def plan(messages: Iterable[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> Plan:
     """Sorts a batch.
 
-    ``specs`` holds the layouts of the artifacts known here. A window of an unknown artifact is kept, and acknowledged,
-    unjudged: telemetry is data, and the artifact may be published a minute later. Not acknowledging it would
-    only make the device drop it when its outbox is full. A window that contradicts its known layout is a dead letter; it is
-    acknowledged too, because sending it again cannot help and the letter keeps its bytes.
+    ``infos`` holds the artifacts known here. A window of an unknown artifact is kept, and
+    acknowledged, unjudged: telemetry is data, and the artifact may be published a minute later. Not
+    acknowledging it would only make the device drop it when its outbox is full. A window that contradicts its
+    known layout is a dead letter; it is acknowledged too, because sending it again cannot help and the letter
+    keeps its bytes.
     """
     windows: list[Arrival] = []
     events: list[Event] = []
@@ -125,14 +143,14 @@ def plan(messages: Iterable[Decoded], specs: Mapping[Digest, CellSpec]) -> Plan:
                 done[event.device, event.session].add(event.seq)
             case Window() as window:
                 done[window.device, window.session].add(window.seq)
-                spec = specs.get(window.digest)
+                info = infos.get(window.digest)
                 try:
-                    if spec is not None:
-                        check_profile(window.profile, spec)
+                    if info is not None:
+                        check_profile(window.profile, info)
                 except ContractError as e:
                     dead.append(DeadLetter(decoded.topic, decoded.payload, str(e)))
                 else:
-                    windows.append(Arrival(window=window, payload=decoded.payload, judged=spec is not None))
+                    windows.append(Arrival(window=window, payload=decoded.payload, judged=info is not None))
     return Plan(
         windows=tuple(windows),
         events=tuple(events),

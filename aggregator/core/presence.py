@@ -1,15 +1,17 @@
 """Which status message is the device's last word.
 
-A session is one start of a device's daemon; its births carry a rising ``seq``, its last will says that it ended. The broker
-publishes a will when it notices that a connection broke, which may be after the device is back. Rules:
+A session is one start of a device's daemon; its births carry a rising ``seq``, its last will says that it
+ended. The broker publishes a will when it notices that a connection broke, which may be after the device is
+back. Rules:
 
 1. Messages of a session that a newer one has replaced change nothing: a late will cannot hide a newer birth.
-2. Within a session a birth counts when its ``seq`` is higher than any birth before it, also after a death: a device that lost its
-   link and came back says so under a new ``seq``. A repeated birth never undoes a death.
-3. A death of the session in force always counts. A will that is late by the device's own reconnection
-   is undone by the next birth, which the service asks for when an "offline" device still sends.
-4. A birth of a session never seen before replaces the session in force. A death of such a session cannot be told from a
-   late will; while the device is online it only casts doubt, and the device is asked to speak up. Silence ends it.
+2. Within a session a birth counts when its ``seq`` is higher than any birth before it, also after a death: a
+   device that lost its link and came back says so under a new ``seq``. A repeated birth never undoes a death.
+3. A death of the session in force always counts. A will that is late by the device's own reconnection is
+   undone by the next birth, which the service asks for when an "offline" device still sends.
+4. A birth of a session never seen before replaces the session in force. A death of such a session cannot be
+   told from a late will; while the device is online it only casts doubt, and the device is asked to speak up.
+   Silence ends it.
 """
 
 from dataclasses import replace

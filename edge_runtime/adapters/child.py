@@ -1,7 +1,10 @@
 """A short-lived child process that speaks JSON lines; its memory is never the daemon's."""
 
+import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +20,8 @@ class Child:
     """Runs ``python -m module`` with one JSON document on stdin; every line it prints is a JSON object.
 
     ``wake`` is called from a thread of this class when something can be read with `poll`. The child is killed
-    after ``deadline_seconds``.
+    after ``deadline_seconds``, and with it every process it started. A child that cannot even be started says so in
+    its last line, like any other end.
     """
 
     def __init__(
@@ -31,18 +35,27 @@ class Child:
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._errors: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self._wake = wake
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self._timer = threading.Timer(deadline_seconds, self._process.kill)
+        self._process: subprocess.Popen[bytes] | None = None
+        document = json.dumps(job).encode()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as e:
+            self._put({"exit": -1, "stderr": f"cannot be started: {e}"})
+            return
+        self._process = process
+        self._timer = threading.Timer(deadline_seconds, self._expire, (deadline_seconds,))
         self._timer.daemon = True
         self._timer.start()
-        self._stderr = threading.Thread(target=self._read_errors, daemon=True)
+        self._stderr = threading.Thread(target=self._read_errors, args=(process,), daemon=True)
         self._stderr.start()
-        threading.Thread(target=self._read, args=(json.dumps(job).encode(),), daemon=True).start()
+        threading.Thread(target=self._write, args=(process, document), daemon=True).start()
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
 
     def poll(self) -> dict[str, Any] | None:
         """The next line, or None when there is none yet. The last one has the key ``exit``: code and last words."""
@@ -52,38 +65,48 @@ class Child:
             return None
 
     def kill(self) -> None:
-        """Ends the child at once; its last line follows as usual."""
-        self._process.kill()
-
-    def _read(self, job: bytes) -> None:
+        """Ends the child and its children at once; its last line follows as usual."""
         process = self._process
+        if process is not None and process.returncode is None:
+            # Until it is waited for, its process group keeps this number.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def _expire(self, deadline_seconds: float) -> None:
+        self._errors.append(f"killed: it was not done in {deadline_seconds:g} s")
+        self.kill()
+
+    @staticmethod
+    def _write(process: subprocess.Popen[bytes], job: bytes) -> None:
         assert process.stdin is not None
-        assert process.stdout is not None
-        try:
+        # A child that dies before it has read its job says so by its exit.
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(job)
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died before it read its job: the exit line below says so
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
         while line := process.stdout.readline(MAX_LINE_BYTES):
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = None
             if isinstance(found, dict):
                 self._put(found)
             else:
-                self._errors.append(f"not JSON: {line[:200]!r}")
+                self._errors.append(f"not a JSON object: {line[:200]!r}")
+        process.stdout.close()
         code = process.wait()
         self._timer.cancel()
         self._stderr.join(timeout=1.0)
-        process.stdout.close()
         self._put({"exit": code, "stderr": "\n".join(self._errors)})
 
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+    def _read_errors(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
             self._errors.append(line.decode("utf-8", "replace").rstrip()[:500])
-        self._process.stderr.close()
+        process.stderr.close()
 
     def _put(self, line: dict[str, Any]) -> None:
         self._lines.put(line)

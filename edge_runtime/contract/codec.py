@@ -22,7 +22,7 @@ from edge_runtime.contract.profile import MAX_CLASSES, MAX_EDGES, MAX_FEATURES, 
 MAJOR: Final = 1
 MINOR: Final = 0
 MAX_MESSAGE_BYTES: Final = 256 * 1024
-MAX_ITEMS: Final = 4096
+MAX_ITEMS: Final = MAX_CLASSES + 1
 MAX_COUNTERS: Final = MAX_FEATURES * (MAX_EDGES + 4) + MAX_CLASSES
 
 
@@ -78,7 +78,8 @@ def _read_profile(f: Fields) -> Profile:
     )
 
 
-def _latency_body(h: LatencyHistogram) -> dict[str, object]:
+def latency_body(h: LatencyHistogram) -> dict[str, object]:
+    """The histogram as plain data."""
     return {
         "offset": h.offset,
         "counts": list(h.counts),
@@ -88,7 +89,8 @@ def _latency_body(h: LatencyHistogram) -> dict[str, object]:
     }
 
 
-def _read_latency(f: Fields) -> LatencyHistogram:
+def read_latency(f: Fields) -> LatencyHistogram:
+    """Reads what `latency_body` wrote; raises the reader's error family or `ContractError`."""
     return LatencyHistogram(
         offset=f.integer("offset", 0),
         counts=f.integers("counts", ()),
@@ -172,7 +174,7 @@ def _window_body(m: messages.Window) -> dict[str, object]:
         "end": m.end_ns,
         "synced": m.synced,
         "profile": _profile_body(m.profile),
-        "latency": _latency_body(m.latency),
+        "latency": latency_body(m.latency),
         "health": [m.health.rss_bytes, m.health.peak_rss_bytes, m.health.cpu_ns, m.health.uptime_ns],
         "refused": dict(m.refused),
         "failed": m.failed,
@@ -194,7 +196,7 @@ def _read_window(origin: "_Origin", f: Fields) -> messages.Window:
         end_ns=f.integer("end"),
         synced=f.flag("synced"),
         profile=_read_profile(f.section("profile")),
-        latency=_read_latency(f.section("latency")),
+        latency=read_latency(f.section("latency")),
         health=messages.Health(
             rss_bytes=health[0], peak_rss_bytes=health[1], cpu_ns=health[2], uptime_ns=health[3]
         ),
@@ -299,12 +301,13 @@ def _parts(message: Message) -> tuple[int, str, str, int, dict[str, object]]:  #
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes; raises `ContractError` when they would pass `MAX_MESSAGE_BYTES`."""
+    """The message's bytes; raises `ContractError` when the other side would refuse them, for their size or a field."""
     data = msgpack.packb([MAJOR, MINOR, *_parts(message)], use_bin_type=True)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ContractError(
             f"{type(message).__name__} of {len(data)} bytes is larger than the {MAX_MESSAGE_BYTES} allowed"
         )
+    decode(data)
     return data
 
 
@@ -328,7 +331,7 @@ def decode(data: bytes) -> Message:
     if not isinstance(found, list) or len(found) < 7:
         raise ContractError("message is not an envelope [major, minor, kind, device, session, seq, body]")
     major, _minor, kind, device, session, seq, body = found[:7]
-    if major != MAJOR:
+    if isinstance(major, bool) or not isinstance(major, int) or major != MAJOR:
         raise ContractError(
             f"message of contract version {major!r}; this side speaks {MAJOR}: update the older one"
         )

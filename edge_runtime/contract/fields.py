@@ -76,6 +76,8 @@ class Fields:
             raise self.fail(name, f"expected text, got {_describe(value)}")
         if len(value) > max_length:
             raise self.fail(name, f"is {len(value)} characters long; at most {max_length} are allowed")
+        if not _encodable(value):
+            raise self.fail(name, "holds half of a surrogate pair, which is not text")
         if pattern is not None and not pattern.fullmatch(value):
             raise self.fail(name, f"{value!r} does not match {pattern.pattern}")
         if choices is not None and value not in choices:
@@ -105,9 +107,10 @@ class Fields:
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(name, f"expected a number, got {_describe(value)}")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self.fail(name, f"{value} is not a finite number in [{low}, {high}]")
-        return float(value)
+        number = _float(value)
+        if not math.isfinite(number) or not low <= number <= high:
+            raise self.fail(name, f"{number} is not a finite number in [{low}, {high}]")
+        return number
 
     def flag(self, name: str, default: bool | _Required = REQUIRED) -> bool:  # noqa: FBT001 (like its siblings)
         """True or false."""
@@ -148,7 +151,11 @@ class Fields:
         """A list of finite numbers."""
         found = []
         for i, value in enumerate(self.items(name, default)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(_float(value))
+            ):
                 raise self.fail(f"{name}[{i}]", f"expected a finite number, got {_describe(value)}")
             found.append(float(value))
         return tuple(found)
@@ -178,9 +185,9 @@ class Fields:
 
     def names(self) -> list[str]:
         """Every key of the mapping; refuses keys that are not text."""
-        for key in self._mapping:
-            if not isinstance(key, str):
-                raise self._error(f"{self._path}: key {key!r} is not text")
+        for key in cast("Mapping[object, object]", self._mapping):
+            if not isinstance(key, str) or not _encodable(key):
+                raise self._error(f"{self._path}: key {key!r:.80} is not text")
         return list(self._mapping)
 
     def finish(self) -> None:
@@ -196,6 +203,23 @@ class Fields:
             if not isinstance(value, kind):
                 raise self.fail(f"{name}[{i}]", f"expected {what}, got {_describe(value)}")
             yield value
+
+
+def _float(value: float) -> float:
+    """A number as a float; a whole number beyond every float becomes infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _encodable(text: str) -> bool:
+    """Whether ``text`` can be written as UTF-8: JSON can smuggle in half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _describe(value: object) -> str:

@@ -38,7 +38,7 @@ class LatencyHistogram:
     max_ns: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.counts) > MAX_BUCKETS or not 0 <= self.offset <= MAX_BUCKETS:
+        if not 0 <= self.offset <= MAX_BUCKETS - len(self.counts):
             raise ContractError(f"latency: buckets {self.offset}+{len(self.counts)} lie beyond {MAX_BUCKETS}")
         if self.counts and (not self.counts[0] or not self.counts[-1]):
             raise ContractError("latency: counts must not begin or end with a zero")

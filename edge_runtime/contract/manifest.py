@@ -6,7 +6,7 @@ reference profile, the parity certificate and the golden rows, each as JSON text
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from edge_runtime.contract import ids
 from edge_runtime.contract.codec import pack_counts, unpack_counts
-from edge_runtime.contract.errors import ArtifactError
+from edge_runtime.contract.errors import ArtifactError, ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import ModelName
+from edge_runtime.contract.onnx_metadata import MAX_METADATA_BYTES, read_metadata
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile
 
 SCHEMA: Final = 1
 KEYS: Final = ("skiff.manifest", "skiff.profile", "skiff.certificate", "skiff.golden")
-MAX_METADATA_BYTES: Final = 256 * 1024
 TOLERANCE: Final = 1e-5
 """Scores agree when they differ by at most this, absolutely or relative to the reference."""
 
@@ -109,12 +109,25 @@ class ArtifactInfo:
 def agrees(
     scores: NDArray[np.floating], reference: NDArray[np.floating], tolerance: float = TOLERANCE
 ) -> NDArray[np.bool_]:
-    """Elementwise: whether ``scores`` equal ``reference`` within the project's tolerance; NaN equals NaN."""
+    """Elementwise: whether ``scores`` equal ``reference`` within the project's tolerance; NaN equals NaN.
+
+    An infinity equals itself only.
+    """
     found, wanted = scores.astype(np.float64), reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
         close = np.abs(found - wanted) <= tolerance * np.maximum(1.0, np.abs(wanted))
+    close &= np.isfinite(wanted)  # relative to infinity everything would be close
     agreed: NDArray[np.bool_] = close | (found == wanted) | (np.isnan(found) & np.isnan(wanted))
     return agreed
+
+
+def ties(scores: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """``(n,)``: whether the two best of each row's scores (n, C) lie within `TOLERANCE`: then either label is right."""
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores), np.bool_)
+    best = np.partition(scores.astype(np.float64), -2, axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(best[:, -1] - best[:, -2] <= TOLERANCE)
 
 
 def _b64(data: bytes) -> str:
@@ -139,6 +152,8 @@ def _blob(f: Fields, name: str) -> bytes:
 def _read_array(f: Fields, dtype: str) -> NDArray[np.generic]:
     f.text("dtype", choices=(dtype,))
     shape = f.integers("shape")
+    if any(size > MAX_METADATA_BYTES for size in shape):
+        raise f.fail("shape", f"{list(shape)} is too large")
     data = _blob(f, "data")
     wanted = int(np.prod(shape, dtype=np.float64)) * np.dtype(dtype).itemsize
     if len(shape) > 2 or len(data) != wanted:
@@ -158,7 +173,7 @@ def _read_profile(f: Fields, spec: CellSpec) -> Profile:
     return Profile(
         layout=spec.layout,
         rows=f.integer("rows"),
-        counts=unpack_counts(_blob(f, "counts")),
+        counts=unpack_counts(_blob(f, "counts"), max_counters=spec.size),
         sums=np.asarray(f.integers("sums"), np.int64),
     ).check(spec)
 
@@ -239,8 +254,11 @@ def read_info(model: bytes) -> ArtifactInfo:
             documents[key] = Fields(json.loads(metadata[key]), key, ArtifactError)
         except (ValueError, RecursionError) as e:
             raise ArtifactError(f"{key}: not JSON ({e})") from e
-    manifest = _read_manifest(documents["skiff.manifest"])
-    reference = _read_reference(documents["skiff.profile"])
+    try:
+        manifest = _read_manifest(documents["skiff.manifest"])
+        reference = _read_reference(documents["skiff.profile"])
+    except ContractError as e:
+        raise ArtifactError(f"skiff metadata: {e}") from e
     golden = _read_golden(documents["skiff.golden"], manifest)
     if reference.spec.layout != manifest.layout:
         raise ArtifactError(
@@ -278,17 +296,26 @@ def _read_manifest(f: Fields) -> Manifest:
     task = f.text("task", choices=("classifier", "regressor"))
     if (task == "classifier") != bool(labels):
         raise f.fail("labels", f"a {task} with {len(labels)} labels")
+    label_output = f.text("label_output")
+    if bool(label_output) != bool(labels):
+        raise f.fail("label_output", f"{label_output!r} for a {task}")
+    score = f.text("score", choices=("predict_proba", "decision_function", "predict"))
+    if task == "regressor" and score != "predict":
+        raise f.fail("score", f"{score!r} for a {task}")
+    features = tuple(
+        Feature(name=g.text("name"), missing=g.flag("missing", False)) for g in f.sections("features")
+    )
+    if not features or len({feature.name for feature in features}) != len(features):
+        raise f.fail("features", "there must be at least one, each with a name of its own")
     return Manifest(
         name=ids.model_name(f.text("name")),
         version=f.text("version", pattern=ids.VERSION),
         task=task,
-        score=f.text("score", choices=("predict_proba", "decision_function", "predict")),
-        features=tuple(
-            Feature(name=g.text("name"), missing=g.flag("missing", False)) for g in f.sections("features")
-        ),
+        score=score,
+        features=features,
         labels=tuple(label for label in labels if isinstance(label, int | float | str | bool)),
         input_name=f.text("input"),
-        label_output=f.text("label_output"),
+        label_output=label_output,
         score_output=f.text("score_output"),
         opset=f.integer("opset", low=1),
         ir_version=f.integer("ir_version", low=1),
@@ -325,75 +352,8 @@ def _read_golden(f: Fields, manifest: Manifest) -> Golden:
         )
     if labels.shape != (len(rows),) or scores.ndim != 2 or len(scores) != len(rows):
         raise ArtifactError(f"skiff.golden: {len(rows)} rows, labels {labels.shape}, scores {scores.shape}")
+    if labels.min() < 0 or labels.max() >= max(1, len(manifest.labels)):
+        raise ArtifactError(
+            f"skiff.golden: labels must be indices of the {len(manifest.labels)} in the manifest"
+        )
     return Golden(rows=rows, labels=labels, scores=scores)
-
-
-# The few parts of ONNX's protobuf that are read here: ModelProto.ir_version = 1, .opset_import = 8 (domain = 1,
-# version = 2), .metadata_props = 14 (key = 1, value = 2). https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-
-
-def read_metadata(model: bytes) -> tuple[dict[str, str], int, int]:
-    """``metadata_props``, the opset of the default domain and the IR version; raises `ArtifactError`."""
-    metadata: dict[str, str] = {}
-    opset = ir_version = 0
-    size = 0
-    for number, value in _protobuf(memoryview(model)):
-        if number == 1 and isinstance(value, int):
-            ir_version = value
-        elif number == 8 and isinstance(value, memoryview):
-            parts = dict(_protobuf(value))
-            domain, version = parts.get(1, b""), parts.get(2, 0)
-            if (
-                not isinstance(domain, int)
-                and bytes(domain) in (b"", b"ai.onnx")
-                and isinstance(version, int)
-            ):
-                opset = version
-        elif number == 14 and isinstance(value, memoryview):
-            size += len(value)
-            if size > MAX_METADATA_BYTES + 64 * len(KEYS):
-                raise ArtifactError(f"metadata is larger than the {MAX_METADATA_BYTES} bytes allowed")
-            parts = dict(_protobuf(value))
-            key, text = parts.get(1), parts.get(2, memoryview(b""))
-            if isinstance(key, memoryview) and isinstance(text, memoryview):
-                try:
-                    metadata[str(key, "utf-8")] = str(text, "utf-8")
-                except UnicodeDecodeError as e:
-                    raise ArtifactError(f"metadata is not UTF-8 ({e})") from e
-    return metadata, opset, ir_version
-
-
-def _protobuf(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        if wire == 2:
-            length, position = _varint(data, position)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ArtifactError(f"not an ONNX file: unknown wire type {wire} at byte {position}")
-        if number == 0 or position + length > len(data):
-            raise ArtifactError(
-                f"not an ONNX file, or cut short: field {number} at byte {position} runs past the end"
-            )
-        yield number, data[position : position + length]
-        position += length
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= len(data) or shift > 63:
-            raise ArtifactError(f"not an ONNX file, or cut short: bad number at byte {position}")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position

@@ -29,6 +29,8 @@ FIXED_POINT: Final = 1 << 20
 MAX_FEATURES: Final = 4096
 MAX_CLASSES: Final = 4096
 MAX_EDGES: Final = 256
+MAX_ROWS: Final = 1 << 53
+"""Below this the counters of a column cannot overflow when they are summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,17 @@ def cells_from_training(name: str, values: NDArray[np.floating]) -> FeatureCells
     those, beyond the 0.1 % and 99.9 % quantiles, and beyond the training minimum and maximum. Edges that
     coincide collapse. A column with no finite value gets one edge, 0.
     """
-    finite = np.sort(values[np.isfinite(values)].astype(np.float32))
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite to the device, and left out
+        narrow = values.astype(np.float32)
+    finite = np.sort(narrow[np.isfinite(narrow)])
     if not finite.size:
         return FeatureCells(name, (0.0,))
     outer = np.asarray(GUARD_QUANTILES)
     inner = np.linspace(outer[-1], 1 - outer[-1], INNER_CELLS + 1)
     quantiles = np.concatenate([outer[:-1], inner, 1 - outer[:-1][::-1]])
     cuts = np.quantile(finite, quantiles, method="lower")
-    below = np.nextafter(finite[0], np.float32(-np.inf), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        below = np.nextafter(finite[0], np.float32(-np.inf), dtype=np.float32)
     edges = np.unique(np.concatenate([[below], cuts, [finite[-1]]]).astype(np.float32))
     return FeatureCells(name, tuple(float(edge) for edge in edges[np.isfinite(edges)]))
 
@@ -178,11 +183,19 @@ class Profile:  # noqa: PLW1641 (arrays are compared, never hashed)
                 f"profile has {self.counts.size} counters and {self.sums.size} sums; layout {spec.layout} has "
                 f"{spec.size} and {1 + spec.classes}"
             )
+        if not 0 <= self.rows < MAX_ROWS or int(self.counts.max()) > self.rows:
+            raise ContractError(f"profile counts {self.counts.max()} of something in {self.rows} rows")
         for j, column in enumerate(spec.columns):
             start = int(spec.offsets[j])
             seen = int(self.counts[start : start + column.size - 1].sum())
             if seen != self.rows:
                 raise ContractError(f"profile of {column.name!r} counts {seen} values in {self.rows} rows")
+        if spec.classes and int(class_counts(spec, self).sum()) != self.rows:
+            raise ContractError(
+                f"profile counts {class_counts(spec, self).sum()} classes in {self.rows} rows"
+            )
+        if int(self.sums.max(initial=0)) > self.rows * FIXED_POINT:
+            raise ContractError(f"profile sums probabilities to more than 1 in each of {self.rows} rows")
         return self
 
 
@@ -251,7 +264,10 @@ class Binner:
         if classes:
             self._counts[-classes:] += np.bincount(labels, minlength=classes)
         if self._probabilities:
-            fixed = np.rint(flat.astype(np.float64) * FIXED_POINT).astype(np.int64)
+            sound = np.where(np.isfinite(flat), flat, 0.0).clip(
+                0.0, 1.0
+            )  # NaN is counted in the score's cells
+            fixed = np.rint(sound.astype(np.float64) * FIXED_POINT).astype(np.int64)
             self._sums[0] += fixed.max(axis=1).sum()
             self._sums[1:] += fixed.sum(axis=0)
         self._rows += n

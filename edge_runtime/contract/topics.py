@@ -88,12 +88,14 @@ class Topics:
 
         Raises `ContractError` when ``topic`` is not one a device of this fleet writes.
         """
-        parts = topic.split("/")
-        head = self._of("d").split("/")
-        size = len(head)
-        if parts[:size] != head or not size + 2 <= len(parts) <= size + 3:
-            raise ContractError(f"topic {topic!r} does not belong to a device of fleet {self.fleet}")
-        return ids.device_id(parts[size]), parts[-1]
+        head = self._of("d", "")
+        match topic.removeprefix(head).split("/"):
+            case [device, "status" | "event" as what] if topic.startswith(head):
+                return ids.device_id(device), what
+            case [device, model, "window" as what] if topic.startswith(head):
+                ids.model_name(model)
+                return ids.device_id(device), what
+        raise ContractError(f"topic {topic!r:.200} is not one a device of fleet {self.fleet} writes")
 
 
 def chunk_count(length: int) -> int:

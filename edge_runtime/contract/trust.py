@@ -14,6 +14,7 @@ from edge_runtime.contract.ids import Digest, ModelName
 DIRECTOR: Final = "director"
 """The delegated role whose keys sign releases; it vouches for no target."""
 TABLE: Final = "skiff"
+_YEAR_9999: Final = 253_402_300_799
 
 
 def auto_role(model: ModelName) -> str:
@@ -44,7 +45,7 @@ def read_revoked(fields: Mapping[str, Any]) -> frozenset[Digest]:
 
 def read_signed_seconds(fields: Mapping[str, Any]) -> int:
     """When a timestamp role was signed, in seconds since 1970, among its own ``fields``; raises `ContractError`."""
-    return Fields(fields.get(TABLE, {}), "timestamp.skiff").integer("signed")
+    return Fields(fields.get(TABLE, {}), "timestamp.skiff").integer("signed", high=_YEAR_9999)
 
 
 def read_root_version(fields: Mapping[str, Any]) -> int:

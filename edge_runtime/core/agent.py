@@ -4,39 +4,62 @@ The daemon performs the actions in order and reports what happened as further ev
 this same class by the hundred over a lossy link and a virtual clock.
 """
 
+import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edge_runtime.contract import ids, topics
+from edge_runtime.contract import topics
 from edge_runtime.contract.codec import decode, encode
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, SessionId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import (
     Ack,
     Command,
     Event,
-    Health,
     ModelReport,
     SignedRelease,
     Status,
     Window,
 )
-from edge_runtime.contract.profile import Profile
-from edge_runtime.contract.release import from_payload
+from edge_runtime.contract.release import Release, from_payload
 from edge_runtime.core import lifecycle
 from edge_runtime.core.backoff import next_delay_seconds
 from edge_runtime.core.budget import Budget, breaches
+from edge_runtime.core.events import (
+    Action,
+    AgentEvent,
+    Append,
+    Collect,
+    Connected,
+    Disconnected,
+    MessageArrived,
+    Publish,
+    Save,
+    Send,
+    Sent,
+    Serve,
+    Served,
+    ServeFailed,
+    Started,
+    StartUpdate,
+    Ticked,
+    Trim,
+    UpdateEnded,
+    UpdatePhase,
+    WindowClosed,
+)
 from edge_runtime.core.lifecycle import SlotState
 
 MAX_IN_FLIGHT: Final = 20
 ACK_TIMEOUT_SECONDS: Final = 10.0
 TRIAL_MIN_SAMPLES: Final = 200
-REFUSAL_NOTE_SECONDS: Final = 60.0
-"""Bad messages are noted this often at most, so that a flood of them cannot push windows out of the outbox."""
+COMPLAINT_SECONDS: Final = 60.0
+"""What a peer can provoke is noted this often at most, so that a flood of it cannot push windows out of the outbox."""
+PROGRESS_SECONDS: Final = 10.0
+"""A trial's progress is made durable at once when it begins, then this often: flash memory wears."""
+MAX_OFFERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,199 +74,8 @@ class Identity:
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-# ── events: what happened ──────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The daemon is up; the agent was built from the state on disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The link to the broker is up and subscribed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The link is down."""
-
-
-@dataclass(frozen=True, slots=True)
-class MessageArrived:
-    """Bytes came in on a topic this device subscribed to."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowClosed:
-    """The data plane closed a window."""
-
-    digest: Digest
-    start_ns: int
-    end_ns: int
-    synced: bool
-    profile: Profile
-    latency: LatencyHistogram
-    health: Health
-    refused: tuple[tuple[str, int], ...] = ()
-    failed: int = 0
-    labelled: int = 0
-    correct: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """Records of the outbox were handed to the link."""
-
-    keys: tuple[tuple[SessionId, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdatePhase:
-    """The update child reached a phase: ``fetching``, ``verified`` or ``probed``."""
-
-    phase: str
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateEnded:
-    """The update child's last word.
-
-    ``release`` is the payload whose signature was verified, empty when none was. ``ok`` with a desired model that is
-    not here yet means: fetched, verified, probed and installed.
-    """
-
-    ok: bool
-    release: bytes = b""
-    stage: str = ""
-    reason: str = ""
-    retry: bool = False
-    digest: Digest | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """What the serving model did since the last report; ``cpu_p99_ns`` over ``samples`` predictions."""
-
-    digest: Digest
-    predictions: int
-    failed: int
-    seconds: float
-    samples: int
-    cpu_p99_ns: float
-    rss_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServeFailed:
-    """The model could not be loaded from its blob."""
-
-    digest: Digest
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """Time has passed."""
-
-
-AgentEvent = (
-    Started
-    | Connected
-    | Disconnected
-    | MessageArrived
-    | WindowClosed
-    | Sent
-    | UpdatePhase
-    | UpdateEnded
-    | Served
-    | ServeFailed
-    | Ticked
-)
-
-
-# ── actions: what to do about it ───────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Make the state durable before the next action is performed."""
-
-    slots: SlotState
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """Load this model and answer predictions with it; None stops serving. Failure comes back as `ServeFailed`."""
-
-    digest: Digest | None
-
-
-@dataclass(frozen=True, slots=True)
-class Collect:
-    """Delete every blob but these."""
-
-    keep: tuple[Digest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Publish now; lost when the link is down (retained status is published again on connect)."""
-
-    topic: str
-    payload: bytes
-    delivery: topics.Delivery
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Put a message into the durable outbox."""
-
-    session: SessionId
-    seq: int
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Publish up to ``room`` records of the outbox, leaving out those in flight; answer with `Sent`."""
-
-    room: int
-    skip: frozenset[tuple[SessionId, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Trim:
-    """The aggregator has stored these: forget them."""
-
-    session: SessionId
-    seqs: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartUpdate:
-    """Start the update child on a release that nobody has verified yet."""
-
-    release: bytes
-    floor: int
-    serving: Digest | None
-    have: tuple[Digest, ...]
-    quarantine: tuple[tuple[Digest, int], ...]
-
-
-Action = Save | Serve | Collect | Publish | Append | Send | Trim | StartUpdate
-
-
 class Agent:
-    """One device's control plane for one model family.
-
-    ``slots`` is the state as it was last saved. Not thread-safe: one loop owns it.
-    """
+    """One device's control plane for one model family. Not thread-safe: one loop owns it."""
 
     def __init__(self, identity: Identity, slots: SlotState, budget: Budget, rng: random.Random) -> None:
         self._me = identity
@@ -256,17 +88,25 @@ class Agent:
         self._phase: tuple[str, Digest] | None = None
         self._in_flight: dict[tuple[SessionId, int], float] = {}
         self._reported: tuple[ModelReport, ...] | None = None
-        self._release = b""
-        self._handled = b""
+        self._complaints: dict[str, tuple[float, int]] = {}
+        # Releases by their signed bytes: those in line with the revision they claim, and those done with.
+        self._offers: dict[bytes, int] = {}
+        self._followed = b""
+        self._refused = b""
         self._updating = b""
         self._attempt = 0
         self._retry_at: float | None = None
-        self._refusals = 0
-        self._refusal_noted_at: float | None = None
+        # The trial's CPU times before this activation, and when its progress was last saved.
+        self._cpu_before = LatencyHistogram()
+        self._progress_saved_at = -math.inf
+        self._garbage = False
+        self._broken: set[Digest] = set()
+        self._load_failures = 0
+        self._reload_at: float | None = None
 
     @property
     def slots(self) -> SlotState:
-        """The state as it was last handed out in a `Save`."""
+        """The state now; what the last `Save` held differs from it at most by a trial's latest progress."""
         return self._slots
 
     @property
@@ -304,7 +144,8 @@ class Agent:
             case MessageArrived():
                 return self._arrived(event, now_seconds, wall_ns)
             case WindowClosed():
-                return [self._window(event)]
+                self._loaded(event.digest)
+                return self._window(event, now_seconds, wall_ns)
             case Sent():
                 self._in_flight.update(dict.fromkeys(event.keys, now_seconds + ACK_TIMEOUT_SECONDS))
                 return []
@@ -314,17 +155,21 @@ class Agent:
             case UpdateEnded():
                 return self._update_ended(event, now_seconds, wall_ns)
             case Served():
-                return self._served(event, wall_ns)
+                self._loaded(event.digest)
+                return self._served(event, now_seconds, wall_ns)
             case ServeFailed():
-                return self._serve_failed(event, wall_ns)
+                return self._serve_failed(event, now_seconds, wall_ns)
             case Ticked():
-                return []
+                return self._reload(now_seconds)
 
     def _follow_up(self, event: AgentEvent, now_seconds: float) -> list[Action]:
         actions: list[Action] = []
+        if self._garbage and not self._updating:  # a blob the child has just installed is not known yet
+            self._garbage = False
+            actions.append(Collect(self._slots.known))
         if self._connected:
             waiting = self._retry_at is not None and now_seconds < self._retry_at
-            if self._release != self._handled and not self._updating and not waiting:
+            if self._offers and not self._updating and not waiting:
                 actions.append(self._start_update())
             actions += self._birth()
             for key in [k for k, deadline in self._in_flight.items() if deadline <= now_seconds]:
@@ -342,25 +187,26 @@ class Agent:
 
     def _report(self) -> ModelReport:
         s = self._slots
-        if self._phase is not None:
-            state, candidate = self._phase
-        elif s.trial is not None:
+        if s.trial is not None:  # also while the next one is fetched: whoever counts commits must not count this
             state, candidate = "trial", s.trial.digest
+        elif self._phase is not None:
+            state, candidate = self._phase
         else:
             candidate = None
-            state = s.outcome if s.outcome == "rolled_back" else "committed" if s.committed else "idle"
+            settled = "committed" if self._answering else "idle"
+            state = s.outcome if s.outcome == "rolled_back" else settled
         return ModelReport(
             model=s.model,
             state=state,
-            serving=s.serving,
+            serving=self._answering,
             previous=s.previous,
             candidate=candidate,
             rollout=s.rollout,
             revision=s.revision,
             outcome=s.outcome,
             outcome_digest=s.outcome_digest if s.outcome else None,
-            reason=s.reason[:500],
-            quarantined=tuple(d for d, _ in s.quarantine),
+            reason=s.reason,
+            quarantined=tuple(d for d, _ in s.quarantine if d != s.serving),
         )
 
     def _birth(self) -> list[Action]:
@@ -385,11 +231,17 @@ class Agent:
             seq=self._next_seq(),
             wall_ns=wall_ns,
             name=name,
-            detail=tuple(sorted((k, v[:500]) for k, v in detail.items())),
+            detail=tuple(sorted((k, lifecycle.brief(v)) for k, v in detail.items())),
         )
         return Append(event.session, event.seq, self._topics.event(event.device), encode(event))
 
-    def _window(self, e: WindowClosed) -> Append:
+    def _complain(self, name: str, now_seconds: float, wall_ns: int, **detail: str) -> list[Action]:
+        noted_at, count = self._complaints.get(name, (-math.inf, 0))
+        due = now_seconds >= noted_at + COMPLAINT_SECONDS
+        self._complaints[name] = (now_seconds if due else noted_at, count + 1)
+        return [self._note(name, wall_ns, count=str(count + 1), **detail)] if due else []
+
+    def _window(self, seen: WindowClosed, now_seconds: float, wall_ns: int) -> list[Action]:
         seq = self._next_seq()
         window = Window(
             device=self._me.device,
@@ -397,20 +249,23 @@ class Agent:
             seq=seq,
             seq_lo=seq,
             model=self._me.model,
-            digest=e.digest,
-            start_ns=e.start_ns,
-            end_ns=e.end_ns,
-            synced=e.synced,
-            profile=e.profile,
-            latency=e.latency,
-            health=e.health,
-            refused=e.refused,
-            failed=e.failed,
-            labelled=e.labelled,
-            correct=e.correct,
+            digest=seen.digest,
+            start_ns=seen.start_ns,
+            end_ns=seen.end_ns,
+            synced=seen.synced,
+            profile=seen.profile,
+            latency=seen.latency,
+            health=seen.health,
+            refused=seen.refused,
+            failed=seen.failed,
+            labelled=seen.labelled,
+            correct=seen.correct,
         )
         topic = self._topics.window(window.device, window.model)
-        return Append(window.session, seq, topic, encode(window))
+        try:
+            return [Append(window.session, seq, topic, encode(window))]
+        except ContractError as e:
+            return self._complain("window_dropped", now_seconds, wall_ns, reason=str(e))
 
     # ── what arrives ───────────────────────────────────────────────────────────────────────────────────
 
@@ -419,160 +274,211 @@ class Agent:
         actions: list[Action] = [self._note("started", wall_ns, serving=self._slots.serving or "")]
         actions += self._activate()
         if before is not None and self._slots.trial is None:
+            self._garbage = True
             actions.append(self._ended_note("rolled_back", before.digest, wall_ns))
         return actions
 
     def _arrived(self, event: MessageArrived, now_seconds: float, wall_ns: int) -> list[Action]:
         try:
-            message = decode(event.payload)
-            match message:
-                case Ack() if message.device == self._me.device:
-                    for seq in message.seqs:
-                        self._in_flight.pop((message.session, seq), None)
-                    return [Trim(message.session, message.seqs)]
-                case Command() if message.device == self._me.device:
-                    self._reported = None
-                    return []
-                case SignedRelease():
-                    if event.payload != self._release:
-                        self._release = event.payload
-                        self._attempt, self._retry_at = 0, None
-                    return []
-                case _:
-                    problem = f"a {type(message).__name__} does not belong here"
+            return self._message(event)
         except ContractError as e:
-            problem = str(e)
-        self._refusals += 1
-        noted = self._refusal_noted_at
-        if noted is not None and now_seconds < noted + REFUSAL_NOTE_SECONDS:
-            return []
-        self._refusal_noted_at = now_seconds
-        count = str(self._refusals)
-        return [self._note("message_refused", wall_ns, topic=event.topic, reason=problem, count=count)]
+            detail = {"topic": event.topic, "reason": str(e)}
+            return self._complain("message_refused", now_seconds, wall_ns, **detail)
+
+    def _message(self, event: MessageArrived) -> list[Action]:
+        message, me = decode(event.payload), self._me
+        match message:
+            case Ack() if event.topic == self._topics.ack(me.device) and message.device == me.device:
+                for seq in message.seqs:
+                    self._in_flight.pop((message.session, seq), None)
+                return [Trim(message.session, message.seqs)]
+            case Command() if event.topic == self._topics.command(me.device) and message.device == me.device:
+                self._reported = None
+                return []
+            case SignedRelease() if event.topic == self._topics.release(me.cohort, me.model):
+                self._offer(event.payload, message.payload)
+                return []
+        raise ContractError(f"{type(message).__name__} does not belong on this topic of this device")
 
     # ── updates ────────────────────────────────────────────────────────────────────────────────────────
 
+    def _offer(self, signed: bytes, payload: bytes) -> None:
+        """Puts a release in line for the child. Nothing is verified yet: what it claims only orders the line."""
+        claimed, me = from_payload(payload), self._me
+        if (claimed.fleet, claimed.cohort, claimed.model) != (me.fleet, me.cohort, me.model):
+            raise ContractError(
+                f"release: is for {claimed.fleet}/{claimed.cohort}/{claimed.model}, "
+                f"not for {me.fleet}/{me.cohort}/{me.model}"
+            )
+        stale = claimed.revision < self._slots.floor(me.cohort)
+        if stale or signed in self._offers or signed in (self._followed, self._refused):
+            return
+        self._offers[signed] = claimed.revision
+        if len(self._offers) > MAX_OFFERS:
+            del self._offers[min(self._offers, key=self._offers.__getitem__)]
+
     def _start_update(self) -> StartUpdate:
-        self._updating = self._release
-        s = self._slots
+        self._updating = max(self._offers, key=self._offers.__getitem__)
         return StartUpdate(
-            release=self._release,
-            floor=s.floor(self._me.cohort),
-            serving=s.serving,
-            have=tuple(d for d in (s.committed, s.previous) if d is not None),
-            quarantine=s.quarantine,
+            release=self._updating,
+            floor=self._slots.floor(self._me.cohort),
+            serving=self._answering,
+            have=self._have,
+            quarantine=self._slots.quarantine,
         )
+
+    @property
+    def _answering(self) -> Digest | None:
+        serving = self._slots.serving
+        return None if serving in self._broken else serving
+
+    @property
+    def _have(self) -> tuple[Digest, ...]:
+        kept = (self._slots.committed, self._slots.previous)
+        return tuple(d for d in kept if d is not None and d not in self._broken)
+
+    def _back_off(self, now_seconds: float) -> None:
+        self._attempt += 1
+        self._retry_at = now_seconds + next_delay_seconds(self._attempt, self._rng)
 
     def _update_ended(self, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         of, self._updating, self._phase = self._updating, b"", None
         if not event.ok and event.retry:
-            self._attempt += 1
-            delay = next_delay_seconds(self._attempt, self._rng)
-            self._retry_at = now_seconds + delay
+            self._back_off(now_seconds)
             note = self._note("update_delayed", wall_ns, stage=event.stage, reason=event.reason)
             return [note] if self._attempt == 1 else []
-        self._handled, self._retry_at = of, None
-        if not event.release:
-            return [self._note("release_refused", wall_ns, stage=event.stage, reason=event.reason)]
-        release = from_payload(event.release)
+        self._offers.pop(of, None)
+        why = {"stage": event.stage, "reason": event.reason}
+        release = event.release
+        if release is None:
+            self._refused = of
+            self._back_off(now_seconds)
+            return self._complain("release_refused", now_seconds, wall_ns, **why)
+        self._followed, self._attempt, self._retry_at = of, 0, None
+        self._offers = {o: r for o, r in self._offers.items() if r > release.revision}
         self._slots = lifecycle.accept(self._slots, release)
-        if not event.ok:
-            if event.digest is not None:
-                self._slots = lifecycle.refuse(
-                    self._slots, event.digest, attempt=release.attempt, reason=event.reason
-                )
-                return [Save(self._slots), self._ended_note("refused", event.digest, wall_ns)]
-            return [
-                Save(self._slots),
-                self._note("release_refused", wall_ns, stage=event.stage, reason=event.reason),
-            ]
-        return self._follow(event, wall_ns)
+        if event.ok:
+            return self._follow(release, event, now_seconds, wall_ns)
+        if event.digest is None:
+            return [Save(self._slots), *self._complain("release_refused", now_seconds, wall_ns, **why)]
+        return self._refuse(event.digest, release.attempt, event.reason, wall_ns)
 
-    def _follow(self, event: UpdateEnded, wall_ns: int) -> list[Action]:
-        release = from_payload(event.release)
+    def _refuse(self, digest: Digest, attempt: int, reason: str, wall_ns: int) -> list[Action]:
+        self._slots = lifecycle.refuse(self._slots, digest, attempt=attempt, reason=reason)
+        self._garbage = True
+        return [Save(self._slots), self._ended_note("refused", digest, wall_ns)]
+
+    def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         s = self._slots
         action, digest = lifecycle.needs(
             release,
             self._me.device,
-            serving=s.serving,
-            have=[d for d in (s.committed, s.previous) if d is not None],
+            serving=self._answering,
+            have=self._have,
             quarantine=dict(s.quarantine),
         )
+        if digest is None and s.trial is not None and s.committed is not None:
+            # Nothing is asked for, so the trial isn't either: what stays is the committed model.
+            action, digest = "switch", s.committed
         if action == "switch" and digest is not None:
-            self._slots = lifecycle.switch(s, digest)
-            return [
-                *self._activate(),
-                self._note("switched", wall_ns, digest=digest, rollout=release.rollout),
-            ]
+            return self._change("switched", lifecycle.switch(s, digest), release, wall_ns)
         if action == "install" and digest is not None:
-            if event.digest != digest:
+            if not event.installed or event.digest != digest:
                 # The device's own state moved while the child worked (a trial ended): ask again.
-                self._handled = b""
+                self._offers[self._followed] = release.revision
+                self._back_off(now_seconds)
                 return [Save(s)]
-            self._slots = lifecycle.begin_trial(s, digest, attempt=release.attempt, gate=release.trial)
-            return [*self._activate(), self._note("trial", wall_ns, digest=digest, rollout=release.rollout)]
+            self._broken.discard(digest)
+            if digest == s.committed:
+                return self._change("repaired", lifecycle.withdraw(s), release, wall_ns)
+            trial = lifecycle.begin_trial(s, digest, attempt=release.attempt, gate=release.trial)
+            return self._change("trial", trial, release, wall_ns)
+        if action == "skip_quarantined" and digest is not None and s.outcome_digest != digest:
+            return self._refuse(digest, release.attempt, "quarantined here by an earlier rollout", wall_ns)
         return [Save(s)]
+
+    def _change(self, how: str, slots: SlotState, release: Release, wall_ns: int) -> list[Action]:
+        self._slots, self._garbage = slots, True
+        note = self._note(how, wall_ns, digest=slots.serving or "", rollout=release.rollout)
+        return [*self._activate(), note]
 
     def _activate(self) -> list[Action]:
         """Durable first, then load: a crash while loading is counted against the trial."""
         self._slots = lifecycle.activate(self._slots)
+        self._cpu_before = self._slots.trial.cpu if self._slots.trial else LatencyHistogram()
+        self._progress_saved_at = -math.inf
         return [Save(self._slots), Serve(self._slots.serving)]
 
-    def _served(self, event: Served, wall_ns: int) -> list[Action]:
-        trial = self._slots.trial
-        if trial is None or trial.digest != event.digest:
+    # ── what serves ────────────────────────────────────────────────────────────────────────────────────
+
+    def _served(self, event: Served, now_seconds: float, wall_ns: int) -> list[Action]:
+        before = self._slots.trial
+        if before is None or before.digest != event.digest:
             return []
+        self._slots = lifecycle.progress(
+            self._slots,
+            predictions=event.predictions,
+            seconds=event.seconds,
+            cpu=self._cpu_before.merge(event.cpu),
+        )
+        trial = self._slots.trial or before
+        judged = trial.cpu.count >= min(TRIAL_MIN_SAMPLES, trial.gate.predictions)
         problems = [f"{event.failed} predictions failed in the engine"] if event.failed else []
-        if event.samples >= TRIAL_MIN_SAMPLES:
-            problems += breaches(self._budget, predict_p99_ns=event.cpu_p99_ns, rss_bytes=event.rss_bytes)
+        if judged:
+            p99_ns = trial.cpu.quantile_ns(0.99)
+            problems += breaches(self._budget, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
         if problems:
             return self._roll_back("; ".join(problems), trial.digest, wall_ns)
-        before = self._slots
-        self._slots = lifecycle.progress(before, predictions=event.predictions, seconds=event.seconds)
-        if self._slots == before:
+        if judged and trial.progressed and trial.passed:
+            self._slots, self._garbage = lifecycle.commit(self._slots), True
+            return [Save(self._slots), self._ended_note("committed", trial.digest, wall_ns)]
+        if trial == before or now_seconds < self._progress_saved_at + PROGRESS_SECONDS:
             return []
-        if self._slots.trial is not None and self._slots.trial.passed:
-            self._slots = lifecycle.commit(self._slots)
-            return [
-                Save(self._slots),
-                Collect(self._slots.known),
-                self._ended_note("committed", trial.digest, wall_ns),
-            ]
+        self._progress_saved_at = now_seconds
         return [Save(self._slots)]
 
     def _roll_back(self, reason: str, digest: Digest, wall_ns: int) -> list[Action]:
-        self._slots = lifecycle.fail(self._slots, reason)
+        self._slots, self._garbage = lifecycle.fail(self._slots, reason), True
         return [
             Save(self._slots),
             Serve(self._slots.serving),
             self._ended_note("rolled_back", digest, wall_ns),
         ]
 
-    def _serve_failed(self, event: ServeFailed, wall_ns: int) -> list[Action]:
+    def _serve_failed(self, event: ServeFailed, now_seconds: float, wall_ns: int) -> list[Action]:
+        trial = self._slots.trial
+        if trial is not None and trial.digest == event.digest:
+            return self._roll_back(event.reason, event.digest, wall_ns)
+        if event.digest not in self._slots.known:
+            return []
+        actions: list[Action] = []
+        if event.digest not in self._broken:
+            actions.append(self._note("model_broken", wall_ns, digest=event.digest, reason=event.reason))
+        self._broken.add(event.digest)
         self._slots = lifecycle.broken(self._slots, event.digest, event.reason)
-        # Whatever the release wants may have to be fetched again.
-        self._handled = b""
-        return [
-            Save(self._slots),
-            self._note("model_broken", wall_ns, digest=event.digest, reason=event.reason),
-            *([Serve(self._slots.serving)] if self._slots.serving != event.digest else []),
-        ]
+        if self._slots.serving == event.digest:
+            # Nothing to fall back to: load it again after a while, and have it fetched again meanwhile.
+            self._load_failures += 1
+            self._reload_at = now_seconds + next_delay_seconds(self._load_failures, self._rng)
+            self._retry_at = self._reload_at
+        else:
+            self._garbage = True
+            actions = [Save(self._slots), Serve(self._slots.serving), *actions]
+        if self._followed:
+            self._offers[self._followed] = self._slots.revision
+        return actions
+
+    def _loaded(self, digest: Digest) -> None:
+        """The model answers."""
+        if digest == self._slots.serving:
+            self._broken.discard(digest)
+            self._load_failures, self._reload_at = 0, None
+
+    def _reload(self, now_seconds: float) -> list[Action]:
+        if self._reload_at is None or now_seconds < self._reload_at:
+            return []
+        self._reload_at = None
+        return [Serve(self._slots.serving)]
 
     def _ended_note(self, how: str, digest: Digest, wall_ns: int) -> Append:
         return self._note(how, wall_ns, digest=digest, reason=self._slots.reason, rollout=self._slots.rollout)
-
-
-def update_ended(result: Mapping[str, object]) -> UpdateEnded:
-    """Reads the update child's result; raises `ContractError` when it is not one."""
-    f = Fields(result, "update")
-    ok = f.flag("ok")
-    name = "desired" if ok else "digest"
-    digest = f.text(name, "")
-    return UpdateEnded(
-        ok=ok,
-        release=bytes.fromhex(f.text("release", "", max_length=1 << 18)),
-        stage=f.text("stage", ""),
-        reason=f.text("reason", "", max_length=1 << 16),
-        retry=f.flag("retry", False),
-        digest=ids.digest(digest) if digest else None,
-    )

@@ -11,17 +11,21 @@ committed model beside the candidate until `commit`; `previous` is dropped only 
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from edge_runtime.contract import ids
+from edge_runtime.contract.codec import latency_body, read_latency
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import DeviceId, Digest, ModelName, RolloutId
+from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import OUTCOMES
 from edge_runtime.contract.release import Release, TrialGate, desired
 
 MAX_QUARANTINE: Final = 64
+MAX_REASON: Final = 500
+"""Characters kept of a reason. What a child printed may be long; the state must stay readable at the next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,8 @@ class Trial:
     """A candidate that serves on probation.
 
     ``starts_left`` activations without progress remain; ``progressed`` tells whether the last activation made
-    any, so that a device switched off every night does not condemn a good model.
+    any, so that a device switched off every night does not condemn a good model. ``cpu`` has the CPU time of its
+    calls over all activations: a slow model is not judged afresh after every restart.
     """
 
     digest: Digest
@@ -39,6 +44,7 @@ class Trial:
     progressed: bool = False
     predictions: int = 0
     seconds: float = 0.0
+    cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
 
     @property
     def passed(self) -> bool:
@@ -104,7 +110,12 @@ def needs(
 
 
 def accept(slots: SlotState, release: Release) -> SlotState:
-    """Remembers a verified release: its revision becomes the floor of its cohort."""
+    """Remembers a verified release: its revision becomes the floor of its cohort.
+
+    A new rollout starts with a clean slate: how the last one ended here is not how this one did.
+    """
+    if release.rollout != slots.rollout:
+        slots = replace(slots, outcome="", outcome_digest=None, reason="")
     floors = {**dict(slots.floors), release.cohort: max(release.revision, slots.floor(release.cohort))}
     return replace(
         slots, floors=tuple(sorted(floors.items())), rollout=release.rollout, revision=release.revision
@@ -112,10 +123,12 @@ def accept(slots: SlotState, release: Release) -> SlotState:
 
 
 def begin_trial(slots: SlotState, digest: Digest, *, attempt: int, gate: TrialGate) -> SlotState:
-    """The candidate was fetched, verified and probed: it serves from the next activation on."""
+    """The candidate was fetched, verified and probed: it serves from the next activation on.
+
+    What was held against it before is forgotten when it commits, not when it is tried again.
+    """
     trial = Trial(digest=digest, attempt=attempt, gate=gate, starts_left=gate.starts)
-    quarantine = tuple((d, a) for d, a in slots.quarantine if d != digest)
-    return replace(slots, trial=trial, quarantine=quarantine, outcome="", outcome_digest=digest, reason="")
+    return replace(slots, trial=trial, outcome="", outcome_digest=digest, reason="")
 
 
 def activate(slots: SlotState) -> SlotState:
@@ -133,8 +146,8 @@ def activate(slots: SlotState) -> SlotState:
     return replace(slots, trial=replace(trial, starts_left=trial.starts_left - 1))
 
 
-def progress(slots: SlotState, *, predictions: int, seconds: float) -> SlotState:
-    """Adds what the trial has served since the last call."""
+def progress(slots: SlotState, *, predictions: int, seconds: float, cpu: LatencyHistogram) -> SlotState:
+    """Adds what the trial has served since the last call; ``cpu`` replaces the CPU times known so far."""
     if slots.trial is None or predictions <= 0:
         return slots
     trial = replace(
@@ -142,6 +155,7 @@ def progress(slots: SlotState, *, predictions: int, seconds: float) -> SlotState
         progressed=True,
         predictions=slots.trial.predictions + predictions,
         seconds=slots.trial.seconds + seconds,
+        cpu=cpu,
     )
     return replace(slots, trial=trial)
 
@@ -150,12 +164,16 @@ def commit(slots: SlotState) -> SlotState:
     """The trial passed: its model is the committed one, the old one is kept to go back to."""
     if slots.trial is None:
         return slots
-    digest = slots.trial.digest
+    return _install(slots, slots.trial.digest)
+
+
+def _install(slots: SlotState, digest: Digest) -> SlotState:
     return replace(
         slots,
         committed=digest,
         previous=slots.committed,
         trial=None,
+        quarantine=tuple((d, a) for d, a in slots.quarantine if d != digest),
         outcome="committed",
         outcome_digest=digest,
         reason="",
@@ -164,37 +182,38 @@ def commit(slots: SlotState) -> SlotState:
 
 def _quarantined(slots: SlotState, digest: Digest, attempt: int) -> tuple[tuple[Digest, int], ...]:
     rest = tuple((d, a) for d, a in slots.quarantine if d != digest)
-    return (*rest, (digest, attempt))[-MAX_QUARANTINE:]
+    return (*rest, (digest, max(attempt, dict(slots.quarantine).get(digest, 0))))[-MAX_QUARANTINE:]
+
+
+def brief(text: str) -> str:
+    """``text`` short enough to keep and fit for the wire: at most `MAX_REASON` characters, no lone surrogates."""
+    return text[:MAX_REASON].encode("utf-8", "replace").decode()
+
+
+def _ended(slots: SlotState, outcome: str, digest: Digest, reason: str) -> SlotState:
+    return replace(slots, outcome=outcome, outcome_digest=digest, reason=brief(reason))
 
 
 def fail(slots: SlotState, reason: str) -> SlotState:
     """The trial broke a gate: back to the committed model, and the candidate is quarantined."""
     if slots.trial is None:
         return slots
-    return replace(
-        slots,
-        trial=None,
-        quarantine=_quarantined(slots, slots.trial.digest, slots.trial.attempt),
-        outcome="rolled_back",
-        outcome_digest=slots.trial.digest,
-        reason=reason,
-    )
+    digest, attempt = slots.trial.digest, slots.trial.attempt
+    back = replace(slots, trial=None, quarantine=_quarantined(slots, digest, attempt))
+    return _ended(back, "rolled_back", digest, reason)
 
 
 def refuse(slots: SlotState, digest: Digest, *, attempt: int, reason: str) -> SlotState:
     """A candidate did not get as far as a trial: it is quarantined, and what serves goes on."""
-    return replace(
-        slots,
-        quarantine=_quarantined(slots, digest, attempt),
-        outcome="refused",
-        outcome_digest=digest,
-        reason=reason,
-    )
+    held = replace(slots, quarantine=_quarantined(slots, digest, attempt))
+    return _ended(held, "refused", digest, reason)
 
 
 def withdraw(slots: SlotState) -> SlotState:
     """The release no longer asks for the trial's model: back to the committed one, nothing held against it."""
-    return replace(slots, trial=None, outcome="", reason="")
+    if slots.trial is None:
+        return slots
+    return replace(slots, trial=None, outcome="", outcome_digest=None, reason="")
 
 
 def switch(slots: SlotState, digest: Digest) -> SlotState:
@@ -205,23 +224,19 @@ def switch(slots: SlotState, digest: Digest) -> SlotState:
         raise ContractError(
             f"cannot switch to {digest}: it is neither the committed model nor the one before"
         )
-    return replace(
-        slots,
-        committed=digest,
-        previous=slots.committed,
-        trial=None,
-        outcome="committed",
-        outcome_digest=digest,
-        reason="",
-    )
+    return _install(slots, digest)
 
 
 def broken(slots: SlotState, digest: Digest, reason: str) -> SlotState:
-    """The blob of ``digest`` cannot be loaded any more (a worn disk): fall back to what is left."""
+    """The blob of ``digest`` cannot be loaded (a worn disk, no memory): fall back to what is left.
+
+    A committed model with nothing behind it stays: loading it may work later, and forgetting it never helps.
+    """
     if slots.trial is not None and slots.trial.digest == digest:
         return fail(slots, reason)
-    if digest == slots.committed:
-        return replace(slots, committed=slots.previous, previous=None, reason=reason)
+    if digest == slots.committed and slots.previous is not None:
+        back = replace(slots, committed=slots.previous, previous=None)
+        return _ended(back, "rolled_back", digest, reason)
     if digest == slots.previous:
         return replace(slots, previous=None)
     return slots
@@ -248,6 +263,7 @@ def to_document(slots: SlotState) -> dict[str, Any]:
             "progressed": trial.progressed,
             "predictions": trial.predictions,
             "seconds": trial.seconds,
+            "cpu": latency_body(trial.cpu),
         },
         "quarantine": [{"digest": d, "attempt": a} for d, a in slots.quarantine],
         "floors": dict(slots.floors),
@@ -303,4 +319,5 @@ def _trial(f: Fields) -> Trial:
         progressed=f.flag("progressed"),
         predictions=f.integer("predictions"),
         seconds=f.number("seconds"),
+        cpu=read_latency(f.section("cpu", {})),
     )

@@ -18,9 +18,10 @@ ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Subscribe to this chunk; when it was asked for before, ask anew."""
+    """Subscribe to this chunk; ``again`` when it was asked for before and did not come."""
 
     index: int
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class Transfer:
                 )
             wait.asked += 1
             wait.until_seconds = now + self._patience
-            actions.append(Ask(index))
+            actions.append(Ask(index, again=True))
         return actions
 
     def due_seconds(self) -> float:

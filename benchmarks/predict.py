@@ -1,0 +1,97 @@
+"""One row through `Runtime.predict` against its peers on the same trained pipeline.
+
+``bare``: ``session.run(None, {…})`` on the plain skl2onnx graph (ZipMap off), same thread settings, nothing watched.
+``script``: what one would write by hand around it: check the row, time it, keep a histogram per feature.
+``runtime``: skiff's data plane on skiff's artifact: checked, timed, counted, outputs owned by the caller.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from skl2onnx import to_onnx
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.measure import interleave
+from converters import convert
+from edge_runtime.runtime import Runtime
+from trainer.datasets import load_watch
+
+
+def _plain(pipeline: Any, rows: NDArray[np.float32]) -> ort.InferenceSession:
+    model = to_onnx(pipeline, rows[:1], options={"zipmap": False})
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class _Script:
+    """A careful engineer's afternoon: everything the runtime does, row by row."""
+
+    def __init__(self, session: ort.InferenceSession, edges: list[NDArray[np.float32]]) -> None:
+        self._session = session
+        self._name = session.get_inputs()[0].name
+        self._edges = edges
+        self._counts = [np.zeros(e.size + 1, np.int64) for e in edges]
+        self._latencies: list[int] = []
+
+    def predict(self, row: NDArray[np.float32]) -> list[Any]:
+        start = time.perf_counter_ns()
+        if not np.isfinite(row).all():
+            raise ValueError("row is not finite")
+        found: list[Any] = self._session.run(None, {self._name: row[None]})
+        for j, edges in enumerate(self._edges):
+            self._counts[j][np.searchsorted(edges, row[j])] += 1
+        self._latencies.append(time.perf_counter_ns() - start)
+        return found
+
+
+def run() -> list[dict[str, Any]]:
+    """One row of figures per model."""
+    data = load_watch().select(people=(1, 2, 3, 4, 5, 6), wrists=(0,))
+    x, y = data.features, np.asarray(data.label_names)[data.labels]
+    models = {
+        "logistic": LogisticRegression(max_iter=300),
+        "forest of 100": RandomForestClassifier(100, max_depth=8, min_samples_leaf=40, random_state=0),
+    }
+    rows = [np.ascontiguousarray(row) for row in x[:: max(1, len(x) // 400)][:400]]
+    found = []
+    for name, model in models.items():
+        pipeline = make_pipeline(StandardScaler(), model).fit(x, y)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            artifact = convert(pipeline, x, out=path, name="bench", version="1", probes=5_000)
+            runtime = Runtime(artifact.path)
+            edges = [np.asarray(c.edges, np.float32) for c in runtime.engine.info.reference.spec.features]
+        session = _plain(pipeline, x)
+        script = _Script(session, edges)
+        key = session.get_inputs()[0].name
+        timings = interleave(
+            {
+                "runtime": lambda i, r=runtime: r.predict(rows[i]),
+                "bare": lambda i, s=session, k=key: s.run(None, {k: rows[i][None]}),
+                "script": lambda i, s=script: s.predict(rows[i]),
+            }
+        )
+        bare, script_time, ours = timings["bare"], timings["script"], timings["runtime"]
+        found.append(
+            {
+                "model": name,
+                "runtime p50 us": round(ours.p50_us, 2),
+                "bare p50 us": round(bare.p50_us, 2),
+                "script p50 us": round(script_time.p50_us, 2),
+                "runtime / bare": round(ours.p50_us / bare.p50_us, 3),
+                "runtime / script": round(ours.p50_us / script_time.p50_us, 3),
+                "runtime p99 / p50": round(ours.p99_us / ours.p50_us, 2),
+                "runtime p50 spread us": [round(ours.p50_low_us, 2), round(ours.p50_high_us, 2)],
+            }
+        )
+    return found

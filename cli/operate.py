@@ -1,0 +1,258 @@
+"""Commands of the operator: ``publish``, ``serve``, ``fleet``, ``drift``, ``rollout``, ``retrain``."""
+
+import json
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from aggregator.adapters.registry import Registry
+from aggregator.config import AggregatorConfig
+from aggregator.config import load as load_aggregator
+from aggregator.service import Service
+from cli.models import JsonFlag
+from cli.output import out, print_json, progress, reported
+from cli.publishing import publish as send
+from cli.view import FleetView
+from edge_runtime.contract import ids
+from edge_runtime.contract.errors import ConfigError, ContractError
+from edge_runtime.contract.fields import Fields
+from edge_runtime.contract.ids import Digest
+from edge_runtime.contract.profile import CellSpec
+from edge_runtime.link import Broker
+from trainer.publish import Repository
+from trainer.release import run as make
+from trainer.spec import load as load_spec
+
+ANSWER_SECONDS = 15.0
+ConfigArgument = Annotated[Path, typer.Argument(help="The aggregator's TOML file.")]
+
+rollout_app = typer.Typer(no_args_is_help=True, help="Start, watch, pause, halt or take back a rollout.")
+
+
+def broker_of(config: AggregatorConfig) -> Broker:
+    """The broker the aggregator uses, for a command that publishes."""
+    b = config.broker
+    return Broker(host=b.host, port=b.port, ca=b.ca, keepalive_seconds=b.keepalive_seconds)
+
+
+def publish(
+    artifact: Annotated[Path, typer.Argument(help="A proven artifact.")],
+    repository: Annotated[Path, typer.Option("--repository", "-r", help="Made on first use, with its keys.")],
+    aggregator: Annotated[Path, typer.Option("--aggregator", "-a", help="The aggregator's TOML file.")],
+    role: Annotated[
+        str, typer.Option(help="Who vouches: 'targets' (offline keys) or 'auto' (builder key).")
+    ] = "targets",
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign an artifact and put it, with the current metadata, on the broker."""
+    with reported():
+        config = load_aggregator(aggregator)
+        found = Repository.create(repository)
+        published = found.add(artifact, role=role)
+        with progress("publish") as bar:
+            size = send(found, [published.digest], fleet=config.fleet, broker=broker_of(config), progress=bar)
+        if as_json:
+            print_json({"digest": published.digest, "path": published.path, "bytes_sent": size})
+        else:
+            out.print(
+                f"published {published.model} {published.version} as {published.path} ({size / 1e3:.0f} kB sent)"
+            )
+
+
+def serve(
+    config: ConfigArgument,
+    log_level: Annotated[str, typer.Option(help="debug, info or warning.")] = "info",
+) -> None:
+    """Run the aggregator and the rollout coordinator until SIGTERM."""
+    with reported():
+        logging.basicConfig(
+            level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+        )
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        Service(load_aggregator(config)).run(stop)
+
+
+def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) -> None:
+    """Show the devices: who is online, what they serve, and how their last update ended."""
+    with reported():
+        view = FleetView(config)
+        rows = [
+            {
+                "device": device.device,
+                "online": device.online,
+                "model": report.model,
+                "state": report.state,
+                "serving": report.serving or "",
+                "outcome": report.outcome,
+                "reason": report.reason,
+                **dict(device.attributes),
+            }
+            for device in view.devices()
+            for report in device.models
+            if not model or report.model == model
+        ]
+        if as_json:
+            print_json(rows)
+            return
+        table = Table(
+            "device", "online", "model", "state", "serving", "last outcome", box=box.SIMPLE, pad_edge=False
+        )
+        for row in rows:
+            table.add_row(
+                str(row["device"]),
+                "yes" if row["online"] else "no",
+                str(row["model"]),
+                str(row["state"]),
+                str(row["serving"])[:12],
+                f"{row['outcome']} {row['reason']}".strip(),
+            )
+        out.print(table)
+
+
+def drift(config: ConfigArgument, as_json: JsonFlag = False) -> None:
+    """Show what stands: a verdict for every artifact, cohort and kind."""
+    with reported():
+        rows = FleetView(config).table("verdicts")
+        if as_json:
+            print_json(rows)
+            return
+        table = Table(
+            "model", "cohort", "kind", "verdict", "p", "moved", "why", box=box.SIMPLE, pad_edge=False
+        )
+        for row in rows:
+            judgement = row["document"]["judgement"]
+            moved = [figure["name"] for figure in judgement["figures"] if figure["moved"]]
+            table.add_row(
+                f"{row['model']} {row['digest'][:8]}",
+                row["cohort"],
+                row["kind"],
+                row["outcome"],
+                f"{judgement['p']:.4f}",
+                ", ".join(moved),
+                row["reason"],
+            )
+        out.print(table)
+
+
+def parse_stages(text: str) -> list[int | float]:
+    """``3,0.25,1.0``: counts without a point, shares with one; raises `ConfigError`."""
+    try:
+        return [float(word) if "." in word else int(word) for word in text.split(",")]
+    except ValueError as e:
+        raise ConfigError(f"--stages {text!r}: give counts (3) and shares (0.25), the last 1.0") from e
+
+
+def order(view: FleetView, kind: str, document: dict[str, Any], *, by: str, why: str) -> str:
+    """Leaves an order, waits for its answer and returns it; raises `ConfigError` when it is refused."""
+    number = view.request(kind, document, by=by, why=why)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        state, answer = view.answer(number)
+        if state == "accepted":
+            return answer
+        if state == "refused":
+            raise ConfigError(f"{kind}: {answer}")
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{kind}: no answer within {ANSWER_SECONDS:.0f} s; is the aggregator running (skiff serve)?"
+            )
+        time.sleep(0.1)
+
+
+@rollout_app.command("start")
+def rollout_start(  # noqa: PLR0917 (typer calls it by name)
+    config: ConfigArgument,
+    digest: Annotated[str, typer.Argument(help="A published artifact's SHA-256.")],
+    model: Annotated[str, typer.Option(help="The model family.")],
+    stages: Annotated[str, typer.Option(help="Counts and shares, the last 1.0.")] = "1,0.25,1.0",
+    cohort: str = "main",
+    by: Annotated[str, typer.Option(help="Who asks, for the audit log.")] = "operator",
+    why: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
+) -> None:
+    """Offer an artifact to the first stage."""
+    with reported():
+        document = {"model": model, "candidate": digest, "stages": parse_stages(stages), "cohort": cohort}
+        out.print(order(FleetView(config), "start_rollout", document, by=by, why=why))
+
+
+@rollout_app.command("order")
+def rollout_order(  # noqa: PLR0917 (typer calls it by name)
+    config: ConfigArgument,
+    what: Annotated[str, typer.Argument(help="halt, rollback, pause or resume.")],
+    model: Annotated[str, typer.Option(help="The model family.")],
+    cohort: str = "main",
+    by: str = "operator",
+    why: str = "",
+) -> None:
+    """Halt, take back, pause or resume the newest rollout."""
+    with reported():
+        out.print(order(FleetView(config), what, {"model": model, "cohort": cohort}, by=by, why=why))
+
+
+@rollout_app.command("status")
+def rollout_status(config: ConfigArgument, as_json: JsonFlag = False) -> None:
+    """Show the rollouts, newest first."""
+    with reported():
+        rows = FleetView(config).table("rollouts")
+        if as_json:
+            print_json(rows)
+            return
+        table = Table(
+            "rollout", "cohort", "model", "candidate", "state", "note", box=box.SIMPLE, pad_edge=False
+        )
+        for row in rows:
+            document = row["document"]
+            table.add_row(
+                *(row["rollout"], row["cohort"], row["model"]),
+                document["candidate"][:12],
+                row["state"],
+                document.get("note", ""),
+            )
+        out.print(table)
+
+
+def read_request(path: Path) -> tuple[Digest, str]:
+    """The artifact a retrain request is about, and why it was made; raises `ConfigError`."""
+    try:
+        f = Fields(json.loads(path.read_bytes()), str(path), ConfigError)
+        return ids.digest(f.text("digest")), f.text("why", max_length=1 << 16)
+    except (OSError, ValueError, ContractError) as e:
+        raise ConfigError(f"{path}: not a retrain request ({e})") from e
+
+
+def layout_of(config: AggregatorConfig, digest: Digest) -> CellSpec:
+    """The cells of a published artifact, which its successor inherits; raises `ConfigError`."""
+    info = Registry(config.registry).info(digest)
+    if info is None:
+        raise ConfigError(f"{config.registry}: no artifact {digest} to inherit the cell layout from")
+    return info.reference.spec
+
+
+def retrain(  # noqa: PLR0917 (typer calls it by name)
+    request: Annotated[Path, typer.Argument(help="The request's JSON file, from the aggregator's hook.")],
+    spec: Annotated[Path, typer.Option(help="TOML file that says which data and which pipeline.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Where to write the artifact.")],
+    repository: Annotated[Path, typer.Option("--repository", "-r")],
+    aggregator: Annotated[Path, typer.Option("--aggregator", "-a", help="The aggregator's TOML file.")],
+    stages: Annotated[str, typer.Option(help="Counts and shares, the last 1.0.")] = "1,0.25,1.0",
+) -> None:
+    """Answer a retrain request: fit, prove, publish with the builder key, and start a staged rollout."""
+    with reported():
+        config = load_aggregator(aggregator)
+        digest, why = read_request(request)
+        found = Repository(repository)
+        made = make(load_spec(spec), output, layout=layout_of(config, digest))
+        published = found.add(output, role="auto")
+        send(found, [published.digest], fleet=config.fleet, broker=broker_of(config))
+        document = {"model": published.model, "candidate": published.digest, "stages": parse_stages(stages)}
+        name = order(FleetView(config), "start_rollout", document, by="retrain", why=why)
+        out.print(f"{made.artifact.digest} is offered in rollout {name}")

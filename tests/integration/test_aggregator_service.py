@@ -1,0 +1,376 @@
+"""The service over a real broker: killed, restarted, misled, and asked for a rollout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from aggregator.adapters.ledger import Ledger
+from aggregator.adapters.windows import Windows
+from aggregator.config import RetrainConfig, load
+from aggregator.records import RetrainRequest, Selection
+from aggregator.service import Service
+from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.profile import merge_all
+from tests.support.fleet import FLEET, MODEL, OTHER_SESSION, SPEC, TOPICS, A, event, publish_artifact, window
+from tests.support.mqtt_device import MqttDevice
+
+WAIT_SECONDS = 30.0
+
+
+class Site:
+    """One fleet's aggregator, its devices, and a broker."""
+
+    def __init__(self, folder, broker):
+        self.folder = folder
+        self.broker = broker
+        self.key = Ed25519PrivateKey.generate()
+        pem = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        (folder / "director.json").write_text(
+            json.dumps({"keyid": "k", "private_key_pem": pem}), encoding="utf-8"
+        )
+        _, self.digest = publish_artifact(folder / "registry")
+        self.path = folder / "aggregator.toml"
+        self.path.write_text(
+            f"""
+            fleet = "{FLEET}"
+            director_key = "director.json"
+            [broker]
+            host = "127.0.0.1"
+            port = {broker.port}
+            keepalive_seconds = 5
+            [ingest]
+            rebirth_seconds = 0.2
+            [drift]
+            check_seconds = 0.2
+            [rollout]
+            stages = [1, 1.0]
+            tick_seconds = 0.05
+            gates = {{bake_seconds = 0.1}}
+            """,
+            encoding="utf-8",
+        )
+        self.config = load(self.path)
+        self.devices = []
+
+    def device(self, name, **options):
+        made = MqttDevice(name, self.broker.port, **options)
+        self.devices.append(made)
+        return made
+
+    def wait(self, condition, what):
+        """Lets the devices work until ``condition`` holds."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited too long for {what}"
+            for device in self.devices:
+                device.step()
+            threading.Event().wait(0.005)
+
+    def windows(self, read):
+        store = Windows(self.config.windows_path, read_only=True)
+        try:
+            return read(store)
+        finally:
+            store.close()
+
+    def ledger(self, read):
+        store = Ledger(self.config.ledger_path)
+        try:
+            return read(store)
+        finally:
+            store.close()
+
+    def start(self):
+        """The service as a process of its own, which can be killed."""
+        log = (self.folder / "aggregator.log").open("ab")
+        with log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.support.run_aggregator", str(self.path)],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            )
+
+    @contextmanager
+    def running(self, config=None):
+        """The service in a thread of this process."""
+        stop = threading.Event()
+        service = Service(config or self.config)
+        failure = []
+
+        def run():
+            try:
+                service.run(stop)
+            except BaseException as e:
+                failure.append(e)
+                raise
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield service
+        finally:
+            stop.set()
+            thread.join(WAIT_SECONDS)
+            assert not failure
+            assert not thread.is_alive()
+
+    def order(self, kind, **document):
+        number = self.ledger(
+            lambda it: it.request(
+                kind, {"model": MODEL, **document}, by="ann", why="because", now_ns=time.time_ns()
+            )
+        )
+        self.wait(lambda: self.ledger(lambda it: it.answer(number))[0] != "pending", f"an answer to {kind}")
+        return self.ledger(lambda it: it.answer(number))
+
+
+@pytest.fixture
+def site(tmp_path, mosquitto):
+    made = Site(tmp_path, mosquitto)
+    yield made
+    for device in made.devices:
+        device.close()
+
+
+@pytest.fixture
+def repository_folder(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+
+
+def end(process, how):
+    process.send_signal(how)
+    process.wait(WAIT_SECONDS)
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_every_acknowledged_window_is_stored_once_whatever_is_killed(site):
+    """The service dies by SIGKILL, then the broker does; a poisoned message comes every now and then."""
+    names = [f"dev-{i}" for i in range(4)]
+    sent = {
+        name: [window(name, seq, labelled=10, correct=seq % 10) for seq in range(1, 81)] for name in names
+    }
+    total = sum(map(len, sent.values()))
+    process = site.start()
+    try:
+        for name, windows in sent.items():
+            site.device(name).put(windows)
+
+        def acked():
+            return sum(len(device.acked) for device in site.devices)
+
+        def stored_covers_acked():
+            known = {(w.device, w.seq) for w in site.windows(lambda it: tuple(it.windows(Selection())))}
+            told = {(device.name, seq) for device in site.devices for seq in device.acked}
+            assert told <= known
+
+        site.wait(lambda: acked() >= total // 4, "the first acknowledgements")
+        site.devices[0].say(TOPICS.window(DeviceId("dev-0"), MODEL), b"\xc1 poison")
+        end(process, signal.SIGKILL)
+        stored_covers_acked()
+        process = site.start()
+        site.wait(lambda: acked() >= total // 2, "acknowledgements after the service died")
+        site.broker.kill()
+        site.broker.start()
+        site.devices[1].say(TOPICS.window(DeviceId("dev-0"), MODEL), b"\xc1 poison again")
+        site.wait(lambda: acked() >= total * 3 // 4, "acknowledgements after the broker died")
+        end(process, signal.SIGKILL)
+        stored_covers_acked()
+        process = site.start()
+        site.wait(lambda: acked() == total, "every acknowledgement")
+        site.devices[0].say(TOPICS.window(DeviceId("dev-0"), MODEL), b"\xc1 the last poison")
+        site.wait(
+            lambda: any(b"last" in d["payload"] for d in site.windows(Windows.dead_letters)),
+            "the poison to be buried",
+        )
+    finally:
+        end(process, signal.SIGTERM)
+    assert process.returncode == 0
+    (merged,) = site.windows(lambda it: it.profiles(Selection()))
+    assert merged == merge_all(SPEC, [w.profile for ws in sent.values() for w in ws], probabilities=True)
+    counted = site.windows(lambda it: it.totals(Selection(digest=A)))
+    assert {t.device: (t.windows, t.labelled) for t in counted} == {DeviceId(n): (80, 800) for n in names}
+    figures = site.windows(Windows.figures)
+    assert figures.windows == total
+    print(f"{total} windows stored once, {figures.duplicates_rejected} duplicates rejected")
+
+
+def test_a_service_that_dies_between_commit_and_acknowledgement_loses_and_repeats_nothing(site, monkeypatch):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(*_):
+        raise PowerCut
+
+    device = site.device("dev-1")
+    device.put([window(seq=1)])
+    service = Service(site.config)
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "_say", cut)  # the next thing after the commit
+        patch.setattr(service, "_rebirth", lambda _: None)
+        died = threading.Event()
+
+        def run():
+            try:
+                service.run(threading.Event())
+            except PowerCut:
+                died.set()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        site.wait(died.is_set, "the power cut")
+        thread.join(WAIT_SECONDS)
+    assert not device.acked
+    assert site.windows(Windows.figures).windows == 1
+    with site.running():
+        site.wait(lambda: device.acked == {1}, "the acknowledgement")
+    figures = site.windows(Windows.figures)
+    assert figures.windows == 1
+    assert figures.duplicates_rejected >= 1
+
+
+def test_duplicates_are_acknowledged_too(site):
+    with site.running():
+        device = site.device("dev-1")
+        device.put([window(seq=1), event(seq=2)])
+        site.wait(lambda: device.acked == {1, 2}, "the first acknowledgement")
+        device.acked.clear()
+        device.put([window(seq=1), event(seq=2)])
+        site.wait(lambda: device.acked == {1, 2}, "the second acknowledgement")
+    figures = site.windows(Windows.figures)
+    assert (figures.windows, figures.events, figures.duplicates_rejected) == (1, 1, 2)
+
+
+def test_a_device_that_is_unknown_or_said_to_be_dead_is_asked_who_it_is(site):
+    def online():
+        return {d.device: d.online for d in site.ledger(Ledger.devices)}
+
+    with site.running():
+        shy = site.device("shy", births=False)
+        shy.put([window("shy", 1)])
+        site.wait(lambda: shy.commands, "a rebirth command")
+        site.wait(lambda: online() == {"shy": True}, "the birth")
+        other = site.device("late", session=OTHER_SESSION)
+        site.wait(lambda: online() == {"shy": True, "late": True}, "two births")
+        site.devices.remove(other)
+        other.cut()
+        site.wait(lambda: online() == {"shy": True, "late": False}, "the last will")
+        site.devices.append(other)
+        other.births = False  # it is back, but does not say so: its windows give it away
+        other.put([window("late", 1, session=OTHER_SESSION)])
+        site.wait(lambda: online() == {"shy": True, "late": True}, "the device to be asked and to answer")
+        assert other.commands
+
+
+def test_a_rollout_goes_from_order_to_completion_over_the_wire(site):
+    with site.running():
+        devices = [site.device(f"dev-{i}") for i in range(4)]
+        site.wait(lambda: len(site.ledger(Ledger.devices)) == 4, "four births")
+        assert site.order("start_rollout", candidate="f" * 64)[0] == "refused"
+        state, name = site.order("start_rollout", candidate=site.digest)
+        assert state == "accepted"
+
+        def rollout():
+            return site.ledger(lambda it: it.rollout(name))
+
+        site.wait(lambda: rollout().state == "completed", "the rollout's end")
+        site.wait(
+            lambda: all(d.releases[-1][0].revision == 3 for d in devices), "the last release everywhere"
+        )
+        assert all(d.report.serving == site.digest for d in devices)
+        for device in devices:
+            revisions = [release.revision for release, _ in device.releases]
+            assert revisions == sorted(set(revisions))
+            for _, signed in device.releases:
+                ((keyid, signature),) = signed.signatures
+                assert keyid == "k"
+                site.key.public_key().verify(signature, signed.payload)
+        final, _ = devices[0].releases[-1]
+        assert (final.incumbent, final.candidate, final.threshold) == (site.digest, None, 0)
+
+        # A broker that forgot its retained messages hears the release again.
+        site.broker.stop()
+        (site.folder / "mosquitto" / "mosquitto.db").unlink()
+        site.broker.start()
+        newcomer = site.device("newcomer")
+        site.wait(lambda: newcomer.releases, "the release after the broker forgot it")
+        assert newcomer.releases[0][0] == final
+    audit = [row["what"] for row in site.ledger(lambda it: it.table("audit"))][::-1]
+    assert audit == ["refused start_rollout", "start", "begin", "advance", "finish"]
+
+
+def test_a_refusing_canary_halts_the_rollout_over_the_wire(site):
+    with site.running():
+        devices = [site.device(f"dev-{i}", obeys=False) for i in range(3)]
+        site.wait(lambda: len(site.ledger(Ledger.devices)) == 3, "three births")
+        _, name = site.order("start_rollout", candidate=site.digest)
+        site.wait(lambda: all(d.releases for d in devices), "the release")
+        for device in devices:
+            release, _ = device.releases[-1]
+            canary = device.report
+            if release.candidate and release.threshold:
+                device.follow(release)
+                if device.report.serving == site.digest:
+                    device.report = type(canary)(
+                        model=MODEL,
+                        state="idle",
+                        rollout=release.rollout,
+                        revision=release.revision,
+                        outcome="refused",
+                        outcome_digest=site.digest,
+                        reason="too slow",
+                        quarantined=(site.digest,),
+                    )
+                    device.birth()
+        site.wait(lambda: all(d.releases[-1][0].threshold == 0 for d in devices), "the halt")
+        halted = site.ledger(lambda it: it.rollout(name))
+        assert halted.state == "halted"
+        assert "too slow" in halted.note
+
+
+def test_the_retrain_hook_runs_once_and_its_end_is_recorded(site):
+    wish = RetrainRequest(model=MODEL, digest=A, cohort="fleet", at_ns=1, why="drift", document='{"n": 1}')
+    script = (
+        f"import sys; print(sys.argv[1], open({str(site.folder / 'ran')!r}, 'a').write('x')); sys.exit(4)"
+    )
+    config = replace(site.config, retrain=RetrainConfig(command=(sys.executable, "-c", script, "{request}")))
+
+    def ask(ledger):
+        with ledger.transaction():
+            return ledger.put_retrain(wish, "waiting"), ledger.put_retrain(wish, "running")
+
+    def states():
+        return {row["id"]: row["state"] for row in site.ledger(lambda it: it.table("retrains"))}
+
+    waiting, running = site.ledger(ask)
+    with site.running(config):
+        site.wait(lambda: states()[waiting] == "failed", "the hook's end")
+    assert states() == {waiting: "failed", running: "interrupted"}
+    row = next(r for r in site.ledger(lambda it: it.table("retrains")) if r["id"] == waiting)
+    assert row["exit_code"] == 4
+    assert f"request-{waiting}.json" in row["output"]
+    assert (site.folder / "ran").read_text() == "x"
+
+
+def test_a_persistent_session_brings_what_came_while_the_service_was_away(site):
+    with site.running():
+        device = site.device("dev-1")
+        site.wait(lambda: len(site.ledger(Ledger.devices)) == 1, "a birth")
+    device.put([window(seq=seq) for seq in range(1, 11)])
+    for _ in range(20):
+        device.step()
+        threading.Event().wait(0.005)
+    device.waiting.clear()  # never sent again: only the broker's session has them now
+    with site.running():
+        site.wait(lambda: site.windows(Windows.figures).windows == 10, "what the broker kept")

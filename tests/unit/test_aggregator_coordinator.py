@@ -1,0 +1,318 @@
+"""Orders in, releases out."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aggregator.config import RolloutConfig
+from aggregator.core import coordinator as core
+from aggregator.core.coordinator import (
+    Answer,
+    Audit,
+    Coordinator,
+    Publish,
+    RequestSeen,
+    Save,
+    StatusSeen,
+    Tick,
+)
+from aggregator.records import Gates, Request
+from edge_runtime.contract.ids import CohortId
+from edge_runtime.contract.release import EVERYONE, desired
+from tests.support.fleet import DAY, FLEET, MODEL, NOW, SECOND, A, B, device
+
+MAIN = CohortId("main")
+CONFIG = RolloutConfig(stages=(1, 1.0), gates=Gates(bake_seconds=5.0, committed_share=1.0))
+
+
+def coordinator(devices=(), **options):
+    return Coordinator(FLEET, CONFIG, devices=devices, **options)
+
+
+def fleet(n=4, **options):
+    return [device(f"dev-{i}", **options) for i in range(n)]
+
+
+def request(kind=core.START, number=1, **document):
+    named = {"model": MODEL, "candidate": B} if kind == core.START else {"model": MODEL}
+    document = {**named, **document}
+    return Request(
+        number=number, kind=kind, document=json.dumps(document), by="ann", why="because", created_ns=NOW
+    )
+
+
+def order(c, kind=core.START, number=1, *, at=NOW, artifact=MODEL, **document):
+    return c.handle(RequestSeen(request(kind, number, **document), artifact), at)
+
+
+def tick(c, at=NOW):
+    return c.handle(Tick({}), at)
+
+
+def releases(actions):
+    return [a.release for a in actions if isinstance(a, Publish)]
+
+
+def answer(actions):
+    (found,) = [a for a in actions if isinstance(a, Answer)]
+    return found
+
+
+def refusal(actions):
+    found = answer(actions)
+    assert not found.accepted
+    assert not releases(actions)
+    (audit,) = [a for a in actions if isinstance(a, Audit)]
+    assert (audit.entry.who, audit.entry.why) == ("ann", found.reason)
+    return found.reason
+
+
+def report(c, devices, **fields):
+    """The devices say this of themselves now."""
+    actions = []
+    for d in devices:
+        changed = replace(d, models=(replace(d.models[0], **fields),))
+        actions += c.handle(StatusSeen(changed), NOW)
+    return actions
+
+
+def run_to_completion(c, devices, at=NOW):
+    """Every device commits whatever it is told; returns the releases on the way."""
+    found = []
+    for _ in range(20):
+        at += 6 * SECOND
+        found += releases(tick(c, at))
+        track = c.tracks[0]
+        if track.rollout.state == "completed":
+            return found
+        for d in devices:
+            serving = desired(track.release, d.device)
+            found += releases(
+                report(c, [d], serving=serving, state="committed", rollout=track.release.rollout)
+            )
+    raise AssertionError(c.tracks)
+
+
+def test_a_start_is_saved_and_audited_before_it_is_published():
+    actions = order(coordinator(fleet()))
+    kinds = [type(a) for a in actions]
+    assert kinds.index(Publish) == len(kinds) - 1
+    assert kinds.index(Answer) == 0
+    assert [a.entry.what for a in actions if isinstance(a, Audit)] == ["start", "begin"]
+    assert [a.entry.who for a in actions if isinstance(a, Audit)] == ["ann", "coordinator"]
+    saved = [a.track for a in actions if isinstance(a, Save)][-1]
+    (published,) = releases(actions)
+    assert saved.release == published
+    assert (published.revision, published.incumbent, published.candidate) == (1, None, B)
+    assert saved.rollout is not None
+    assert saved.rollout.revision == 1
+    assert sum(desired(published, d.device) == B for d in fleet()) == 1
+
+
+def test_a_draft_waits_for_its_first_device():
+    c = coordinator()
+    assert not releases(order(c))
+    assert not releases(tick(c))
+    (published,) = releases(c.handle(StatusSeen(device("dev-1")), NOW))
+    assert desired(published, device("dev-1").device) == B
+
+
+def test_a_rollout_completes_stage_by_stage_and_promotes():
+    devices = fleet()
+    c = coordinator(devices)
+    first = releases(order(c))
+    found = [*first, *run_to_completion(c, devices)]
+    assert [r.revision for r in found] == [1, 2, 3]
+    assert [r.threshold for r in found[1:]] == [EVERYONE, 0]
+    assert (found[-1].incumbent, found[-1].candidate) == (B, None)
+
+
+def test_a_second_rollout_starts_from_the_promoted_model_under_a_higher_revision():
+    devices = fleet()
+    c = coordinator(devices)
+    order(c)
+    run_to_completion(c, devices)
+    (published,) = releases(order(c, number=2, candidate=A, at=NOW + SECOND))
+    assert (published.revision, published.incumbent, published.candidate) == (4, B, A)
+
+
+def test_a_stage_bakes_from_the_commit_on_and_a_restart_does_not_begin_anew():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c))
+    report(c, devices, serving=B, state="committed")
+    (saved,) = [a.track for a in tick(c, NOW + SECOND) if isinstance(a, Save)]
+    assert saved.rollout is not None
+    assert saved.rollout.ready_since_ns == NOW + SECOND
+    assert saved.release == first
+    again = coordinator(
+        [replace(d, models=(replace(d.models[0], serving=B, state="committed"),)) for d in devices],
+        tracks=[saved],
+        revisions={MAIN: 1},
+    )
+    assert not releases(tick(again, NOW + 5 * SECOND))
+    assert releases(tick(again, NOW + 6 * SECOND))[0].revision == 2
+
+
+def test_a_refusal_halts_at_once_and_everybody_goes_back():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c))
+    canary = next(d for d in devices if desired(first, d.device) == B)
+    refused = {
+        "outcome": "refused",
+        "outcome_digest": B,
+        "reason": "too slow",
+        "rollout": first.rollout,
+        "revision": 1,
+    }
+    (halted,) = releases(report(c, [canary], **refused))
+    assert (halted.revision, halted.threshold, halted.candidate) == (2, 0, None)
+    (track,) = c.tracks
+    assert track.rollout.state == "halted"
+    assert "too slow" in track.rollout.note
+    assert not tick(c, NOW + DAY)
+
+
+def test_a_stage_that_gets_nowhere_is_paused_and_can_be_resumed():
+    c = coordinator(fleet())
+    order(c)
+    late = NOW + 2 * DAY
+    assert not releases(tick(c, late))
+    (track,) = c.tracks
+    assert track.rollout.state == "paused"
+    assert "was not through" in track.rollout.note
+    assert answer(order(c, "resume", 2, at=late)).accepted
+    assert c.tracks[0].rollout.state == "running"
+    tick(c, late + SECOND)
+    assert c.tracks[0].rollout.state == "running"
+
+
+def test_a_paused_rollout_still_halts():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c))
+    order(c, "pause", 2)
+    refused = {"outcome": "rolled_back", "outcome_digest": B, "rollout": first.rollout, "revision": 1}
+    assert releases(report(c, devices, **refused))[0].threshold == 0
+
+
+def test_orders_to_halt_and_to_roll_back():
+    devices = fleet()
+    c = coordinator(devices)
+    order(c)
+    (halted,) = releases(order(c, "halt", 2))
+    assert halted.threshold == 0
+    assert c.tracks[0].rollout.note == "ann: because"
+    order(c, number=3, at=NOW + SECOND)
+    run_to_completion(c, devices)
+    order(c, number=4, candidate=A, at=NOW + 2 * SECOND)
+    run_to_completion(c, devices)
+    before = c.tracks[0].release
+    assert before.incumbent == A
+    (back,) = releases(order(c, "rollback", 5))
+    assert (back.incumbent, back.revision) == (B, before.revision + 1)
+    assert c.tracks[0].rollout.state == "rolled_back"
+
+
+def test_there_is_nothing_before_a_first_model():
+    devices = fleet()
+    c = coordinator(devices)
+    order(c)
+    run_to_completion(c, devices)
+    assert "nothing to go back to" in refusal(order(c, "rollback", 2))
+
+
+def test_only_one_rollout_of_a_model_and_cohort_at_a_time():
+    c = coordinator(fleet())
+    order(c)
+    assert "halt it first" in refusal(order(c, number=2, candidate=A))
+    assert answer(order(c, number=3, candidate=A, cohort="beta")).accepted
+
+
+@pytest.mark.parametrize(
+    ("document", "artifact", "why"),
+    [
+        ({}, None, "publish it first"),
+        ({}, "other", "is a model of other, not of tiny"),
+        ({"candidate": "xyz"}, None, "not a SHA-256 digest"),
+        ({"stages": [1, 2]}, MODEL, "the last stage must be 1.0"),
+        ({"stages": [3, 2, 1.0]}, MODEL, "does not rise"),
+        ({"stages": [0, 1.0]}, MODEL, "a count is at least 1"),
+        ({"stages": [True, 1.0]}, MODEL, "neither a count"),
+        ({"stagse": [1.0]}, MODEL, "did you mean 'stages'"),
+        ({"gates": {"bake": 1}}, MODEL, "unknown key 'bake'"),
+        ({"cohort": "#"}, MODEL, "not a cohort name"),
+    ],
+)
+def test_a_bad_start_is_refused_with_the_reason(document, artifact, why):
+    assert why in refusal(order(coordinator(fleet()), artifact=artifact, **document))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("halt", "there was never a rollout"),
+        ("holt", "unknown request 'holt' (did you mean 'halt'?)"),
+    ],
+)
+def test_a_bad_order_is_refused_with_the_reason(kind, why):
+    assert why in refusal(order(coordinator(fleet()), kind))
+
+
+def test_orders_that_are_no_json_or_come_too_late_are_refused():
+    c = coordinator(fleet())
+    broken = replace(request(), document="{")
+    assert "not JSON" in refusal(c.handle(RequestSeen(broken, MODEL), NOW))
+    order(c)
+    order(c, "halt", 2)
+    assert "is halted: cannot halt" in refusal(order(c, "halt", 3))
+
+
+def test_what_runs_already_is_not_rolled_out_and_a_name_is_used_once():
+    devices = fleet()
+    c = coordinator(devices)
+    order(c, name="one")
+    run_to_completion(c, devices)
+    assert "runs already" in refusal(order(c, number=2))
+    assert "used before" in refusal(order(c, number=3, candidate=A, name="one"))
+
+
+def test_without_a_director_key_nothing_starts():
+    assert "director_key" in refusal(order(coordinator(fleet(), can_sign=False)))
+
+
+def test_a_new_connection_hears_every_release_again():
+    c = coordinator(fleet())
+    assert not c.handle(core.Connected(), NOW)
+    (published,) = releases(order(c))
+    assert releases(c.handle(core.Connected(), NOW)) == [published]
+
+
+def test_two_models_of_a_cohort_share_its_revisions():
+    devices = [replace(d, models=(*d.models, replace(d.models[0], model="other"))) for d in fleet()]
+    c = coordinator(devices)
+    assert releases(order(c))[0].revision == 1
+    assert releases(order(c, number=2, artifact="other", model="other"))[0].revision == 2
+    assert releases(order(c, "halt", 3))[0].revision == 3
+
+
+def test_asks_name_both_arms():
+    devices = fleet()
+    c = coordinator([*devices, device("else", cohort="beta")])
+    order(c)
+    run_to_completion(c, devices)
+    order(c, number=2, candidate=A, at=NOW + DAY)
+    (ask,) = c.asks
+    assert (ask.candidate, ask.incumbent) == (A, B)
+    assert ask.candidate_since_ns == NOW + DAY
+    assert ask.incumbent_since_ns == NOW + DAY - 3600 * SECOND
+    assert {str(d) for d in ask.devices} == {str(d.device) for d in devices}
+
+
+def test_candidate_of_reads_only_what_starts_a_rollout():
+    assert core.candidate_of(request()) == B
+    assert core.candidate_of(request("halt")) is None
+    assert core.candidate_of(request(candidate="xyz")) is None
+    assert core.candidate_of(replace(request(), document="[")) is None

@@ -1,0 +1,181 @@
+"""What the aggregator believes, buries, and acknowledges."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.core import ingest
+from aggregator.records import DeadLetter
+from edge_runtime.contract.codec import encode
+from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.messages import Ack, Event, Status, Window
+from edge_runtime.contract.profile import FIXED_POINT, Profile
+from tests.support.fleet import (
+    OTHER_SESSION,
+    SESSION,
+    TOPICS,
+    A,
+    artifact_info,
+    birth,
+    event,
+    window,
+    wire,
+)
+
+INFO = artifact_info()
+
+
+def read(topic, payload):
+    return ingest.read(TOPICS, topic, payload)
+
+
+def plan(*messages, infos=None):
+    return ingest.plan([read(*wire(m)) for m in messages], {A: INFO} if infos is None else infos)
+
+
+def letter(topic, payload):
+    found = read(topic, payload).message
+    assert isinstance(found, DeadLetter), found
+    assert (found.topic, found.payload) == (topic, payload)
+    return found.reason
+
+
+def test_the_three_kinds_are_read():
+    assert isinstance(read(*wire(window())).message, Window)
+    assert isinstance(read(*wire(birth())).message, Status)
+    assert isinstance(read(*wire(event())).message, Event)
+
+
+def test_a_payload_on_another_devices_topic_is_a_dead_letter():
+    _, payload = wire(window("dev-1"))
+    topic, _ = wire(window("dev-2"))
+    assert "dev-1" in letter(topic, payload)
+    assert "dev-2" in letter(topic, payload)
+
+
+def test_a_window_on_another_models_topic_is_a_dead_letter():
+    topic, payload = wire(window())
+    assert "belongs on" in letter(topic.replace("tiny", "other"), payload)
+
+
+def test_a_status_on_the_event_topic_is_a_dead_letter():
+    _, payload = wire(birth())
+    assert "status" in letter(wire(event())[0], payload)
+
+
+def test_a_message_of_another_fleet_is_a_dead_letter():
+    topic, payload = wire(window())
+    assert "not one a device of fleet fleet writes" in letter(
+        topic.replace("/fleet/", "/elsewhere/"), payload
+    )
+
+
+def test_what_devices_do_not_send_is_a_dead_letter():
+    ack = Ack(device=DeviceId("dev-1"), session=SESSION, seqs=(1,))
+    assert "Ack" in letter(TOPICS.event(DeviceId("dev-1")), encode(ack))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(payload):
+    read(TOPICS.event(DeviceId("dev-1")), payload)
+
+
+@given(st.data())
+def test_no_damage_to_an_honest_window_raises(data):
+    topic, payload = wire(window())
+    damaged = bytearray(payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    ingest.plan([read(topic, bytes(damaged))], {A: INFO})
+
+
+def inflated(**changes):
+    """An honest profile with some counters changed."""
+    honest = window().profile
+    counts, sums, rows = honest.counts.copy(), honest.sums.copy(), honest.rows
+    if "cell" in changes:
+        counts[changes["cell"][0]] += changes["cell"][1]
+    if "sum" in changes:
+        sums[0] = changes["sum"]
+    return Profile(layout=honest.layout, rows=changes.get("rows", rows), counts=counts, sums=sums)
+
+
+@pytest.mark.parametrize(
+    ("profile", "why"),
+    [
+        (inflated(rows=1 << 33), "more than"),
+        (inflated(cell=(3, 1 << 62)), "a cell counts"),
+        (inflated(sum=3 * FIXED_POINT * 20), "sum to more"),
+    ],
+)
+def test_counts_that_could_overflow_a_sum_are_dead_letters_under_any_layout(profile, why):
+    assert why in letter(*wire(window(profile=profile)))
+
+
+def test_a_profile_that_contradicts_its_known_layout_is_buried_and_acknowledged():
+    found = plan(window(profile=inflated(cell=(3, 1))))
+    assert not found.windows
+    assert "counts 21 values in 20 rows" in found.dead[0].reason
+    assert [ack.seqs for ack in found.acks] == [(1,)]
+
+
+def test_predicted_classes_must_add_up_to_the_rows():
+    honest = window().profile
+    counts = honest.counts.copy()
+    counts[-3:] = (1, 2, 3)
+    profile = Profile(layout=honest.layout, rows=honest.rows, counts=counts, sums=honest.sums)
+    assert "6 classes in 20 rows" in plan(window(profile=profile)).dead[0].reason
+
+
+def test_sums_of_probabilities_must_be_those_of_the_artifact():
+    honest = window().profile
+    profile = Profile(layout=honest.layout, rows=honest.rows, counts=honest.counts, sums=honest.sums[:0])
+    assert "0 sums of probabilities" in plan(window(profile=profile)).dead[0].reason
+
+
+def test_a_window_of_an_unknown_artifact_is_kept_unjudged_and_acknowledged():
+    found = plan(window(), infos={})
+    assert [w.judged for w in found.windows] == [False]
+    assert found.acks
+    assert not found.dead
+
+
+def test_one_acknowledgement_per_device_and_session():
+    found = plan(
+        window("dev-2", 7),
+        window("dev-1", 2),
+        event("dev-1", 1),
+        window("dev-1", 2),
+        window("dev-1", 1, session=OTHER_SESSION),
+        birth("dev-1"),
+    )
+    assert [(a.device, a.session, a.seqs) for a in found.acks] == [
+        ("dev-1", SESSION, (1, 2)),
+        ("dev-1", OTHER_SESSION, (1,)),
+        ("dev-2", SESSION, (7,)),
+    ]
+    assert len(found.windows) == 4
+    assert len(found.statuses) == 1
+
+
+def test_what_cannot_be_read_is_not_acknowledged_to_the_device():
+    topic, payload = wire(window())
+    found = ingest.plan([read(topic, payload[:-1])], {A: INFO})
+    assert not found.acks
+    assert len(found.dead) == 1
+
+
+def test_the_payload_is_kept_as_it_came():
+    topic, payload = wire(window())
+    assert ingest.plan([read(topic, payload)], {A: INFO}).windows[0].payload is payload
+
+
+def test_digests_names_what_has_to_be_known():
+    assert ingest.digests([read(*wire(window())), read(*wire(birth()))]) == {A}
+
+
+def test_the_limits_let_honest_windows_through():
+    rng = np.random.default_rng(0)
+    for seq in range(20):
+        assert plan(window(seq=seq, rows=int(rng.integers(1, 400)))).windows

@@ -1,0 +1,118 @@
+"""Whose last word counts."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.core import presence
+from edge_runtime.contract.ids import SessionId
+from tests.support.fleet import NOW, OTHER_SESSION, SECOND, SESSION, birth, death, report
+
+SESSIONS = [SessionId(f"{i:016x}") for i in range(1, 4)]
+
+
+def play(*statuses, record=None):
+    for status in statuses:
+        record = presence.apply(record, status, NOW)
+    return record
+
+
+def test_a_birth_says_everything():
+    found = play(birth(attributes=(("wrist", "left"),)))
+    assert (found.online, found.seq, found.attribute("wrist"), found.cohort) == (True, 1, "left", "main")
+
+
+def test_a_higher_seq_replaces_what_is_known_and_a_lower_one_does_not():
+    new = birth(seq=3, models=(report(state="trial"),))
+    assert play(birth(seq=1), new).models == new.models
+    assert play(new, birth(seq=1)).models == new.models
+
+
+def test_a_death_of_the_session_in_force_counts_and_keeps_what_is_known():
+    found = play(birth(attributes=(("wrist", "left"),)), death())
+    assert (found.online, found.attribute("wrist")) == (False, "left")
+
+
+def test_a_device_that_came_back_within_its_session_is_online():
+    assert play(birth(seq=1), death(), birth(seq=2)).online
+
+
+def test_a_repeated_birth_does_not_undo_a_death():
+    assert not play(birth(seq=2), death(), birth(seq=2), birth(seq=1)).online
+
+
+def test_a_late_will_does_not_hide_a_newer_birth():
+    found = play(birth(), birth(session=OTHER_SESSION), death())
+    assert (found.online, found.session) == (True, OTHER_SESSION)
+
+
+def test_a_late_birth_of_an_older_session_changes_nothing():
+    new = play(birth(), birth(session=OTHER_SESSION))
+    assert play(birth(seq=99), record=new) == new
+
+
+def test_a_death_is_all_that_is_known():
+    found = play(death())
+    assert (found.online, found.seq) == (False, -1)
+    assert play(birth(seq=0), record=found).online
+
+
+def test_a_death_of_an_unknown_session_casts_doubt_until_the_device_speaks_or_stays_silent():
+    doubted = play(birth(), death(session=OTHER_SESSION))
+    assert doubted.online
+    assert doubted.doubted_ns == NOW
+    assert not play(birth(seq=2), record=doubted).doubted_ns
+    assert not presence.heard(doubted, NOW).doubted_ns
+    assert presence.settle(doubted, NOW + 29 * SECOND, 30 * SECOND) is doubted
+    assert not presence.settle(doubted, NOW + 30 * SECOND, 30 * SECOND).online
+
+
+def test_doubt_keeps_its_beginning():
+    doubted = play(birth(), death(session=OTHER_SESSION))
+    again = presence.apply(doubted, death(session=SessionId("c" * 16)), NOW + SECOND)
+    assert again.doubted_ns == NOW
+
+
+def test_nothing_new_is_the_same_record():
+    record = play(birth())
+    assert presence.apply(record, birth(), NOW + 1) is record
+    dead = play(death(), record=record)
+    assert presence.apply(dead, death(), NOW + 1) is dead
+    assert presence.apply(dead, death(session=OTHER_SESSION), NOW + 1) is dead
+
+
+@given(st.data())
+def test_a_replaced_session_never_changes_anything(data):
+    """Law: whatever of the older sessions is delivered late, again, or out of order."""
+    record = None
+    for session in SESSIONS:
+        seqs = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+        record = play(*(birth(seq=s, session=session) for s in seqs), record=record)
+    late = st.sampled_from(SESSIONS[:-1]).flatmap(
+        lambda s: st.one_of(
+            st.just(death(session=s)), st.integers(1, 9).map(lambda n: birth(seq=n, session=s))
+        )
+    )
+    assert play(*data.draw(st.lists(late, max_size=8)), record=record) == record
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 6)), min_size=1, max_size=12))
+def test_one_session_ends_in_its_last_new_word(words):
+    """Law: 0 is the death, n the birth with seq n. Only a birth above all births before it revives."""
+    record = play(*(death() if w == 0 else birth(seq=w) for w in words))
+    online, highest = False, -1
+    for word in words:
+        if word > highest and word:
+            online, highest = True, word
+        elif word == 0:
+            online = False
+    assert (record.online, record.seq, record.session) == (online, highest, SESSION)
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 6)), min_size=1, max_size=8))
+def test_every_message_twice_is_every_message_once(words):
+    statuses = [death() if w == 0 else birth(seq=w) for w in words]
+    once = play(*statuses)
+    twice = play(*(s for status in statuses for s in (status, status)))
+    assert replace(once, last_seen_ns=0) == replace(twice, last_seen_ns=0)

@@ -1,0 +1,55 @@
+"""Budgets and backoff."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.core.backoff import next_delay_seconds
+from edge_runtime.core.budget import Budget, breaches
+
+
+def test_inside_the_budget_there_is_nothing_to_say():
+    budget = Budget(predict_p99_ns=1000, rss_bytes=100)
+    assert breaches(budget, predict_p99_ns=1000.0, rss_bytes=100) == []
+
+
+def test_every_breach_is_told_with_both_figures():
+    budget = Budget(predict_p99_ns=200_000, rss_bytes=150_000_000)
+    latency, memory = breaches(budget, predict_p99_ns=250_400.0, rss_bytes=151_200_000)
+    assert latency == "predict p99 of 250.4 us CPU is above the budget of 200.0 us"
+    assert memory == "RSS of 151.2 MB is above the budget of 150.0 MB"
+
+
+def test_zero_means_no_limit():
+    assert breaches(Budget(), predict_p99_ns=1e18, rss_bytes=2**60) == []
+
+
+def test_no_measurement_is_no_breach():
+    assert breaches(Budget(predict_p99_ns=1), predict_p99_ns=float("nan"), rss_bytes=0) == []
+
+
+@pytest.mark.parametrize(("a", "b", "tightest"), [(0, 0, 0), (5, 0, 5), (0, 5, 5), (3, 5, 3), (5, 3, 3)])
+def test_the_tightest_of_two_budgets(a, b, tightest):
+    both = Budget(predict_p99_ns=a, rss_bytes=b).tightest(Budget(predict_p99_ns=b, rss_bytes=a))
+    assert both == Budget(predict_p99_ns=tightest, rss_bytes=tightest)
+
+
+@given(
+    attempt=st.integers(0, 10**9),
+    seed=st.integers(),
+    base=st.floats(0.01, 10.0),
+    cap=st.floats(0.01, 1000.0),
+)
+def test_a_delay_lies_below_both_the_doubling_and_the_cap(attempt, seed, base, cap):
+    delay = next_delay_seconds(attempt, random.Random(seed), base=base, cap=cap)
+    assert 0.0 <= delay <= min(cap, base * 2.0 ** min(attempt, 32))
+
+
+def test_delays_of_a_fleet_are_spread_over_the_whole_range():
+    rng = random.Random(5)
+    delays = sorted(next_delay_seconds(4, rng) for _ in range(4000))
+    for k in range(10):
+        share = sum(0.8 * k <= d < 0.8 * (k + 1) for d in delays) / len(delays)
+        assert 0.07 < share < 0.13

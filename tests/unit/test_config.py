@@ -1,0 +1,225 @@
+"""The device's configuration file, and what it says about mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.config import load
+from edge_runtime.contract.errors import ConfigError
+
+MINIMAL = """
+[device]
+id = "dev-1"
+fleet = "fleet"
+state_dir = "state"
+
+[broker]
+
+[model]
+name = "watch"
+trust_root = "root.json"
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(text, name="device.toml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return put
+
+
+def test_a_minimal_file_gets_safe_defaults(write, tmp_path, monkeypatch):
+    monkeypatch.delenv("SKIFF_BROKER_PASSWORD", raising=False)
+    config = load(write(MINIMAL))
+    assert (config.fleet, config.device, config.cohort, config.model) == ("fleet", "dev-1", "main", "watch")
+    assert (config.broker.host, config.broker.port, config.broker.password) == ("localhost", 1883, "")
+    assert (config.window.period_ns, config.window.min_rows) == (300_000_000_000, 30)
+    assert (config.budget.predict_p99_ns, config.budget.rss_bytes) == (0, 0)
+    assert (config.source.kind, config.threads, config.clock_synced) == ("none", 1, True)
+    assert config.state_dir == (tmp_path / "state").resolve()
+    assert config.trust_root == (tmp_path / "root.json").resolve()
+
+
+def test_units_are_converted(write):
+    text = (
+        MINIMAL
+        + "[budgets]\npredict_p99_us = 200.5\nrss_mb = 150\n[window]\nseconds = 2.5\n[outbox]\nmax_mb = 2\n"
+    )
+    config = load(write(text))
+    assert (config.budget.predict_p99_ns, config.budget.rss_bytes) == (200_500, 150_000_000)
+    assert (config.window.period_ns, config.outbox_bytes) == (2_500_000_000, 2_000_000)
+
+
+def test_the_password_comes_from_the_environment_only(write, monkeypatch):
+    monkeypatch.setenv("SKIFF_BROKER_PASSWORD", "secret")
+    assert load(write(MINIMAL)).broker.password == "secret"
+    with pytest.raises(ConfigError, match=r"broker: unknown key 'password'"):
+        load(write(MINIMAL.replace("[broker]", '[broker]\npassword = "x"')))
+
+
+def test_paths_are_relative_to_the_file_and_home_is_known(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = MINIMAL.replace('"state"', '"~/state"').replace('"root.json"', '"/etc/skiffd/root.json"')
+    config = load(write(text))
+    assert config.state_dir == (tmp_path / "home/state").resolve()
+    assert config.trust_root == Path("/etc/skiffd/root.json")
+
+
+def test_tls_files_are_found(write, tmp_path):
+    tls = '[broker.tls]\nca = "ca.pem"\ncertificate = "dev.pem"\nkey = "dev.key"\n'
+    broker = load(write(MINIMAL + tls)).broker
+    folder = tmp_path.resolve()
+    expected = (str(folder / "ca.pem"), str(folder / "dev.pem"), str(folder / "dev.key"))
+    assert (broker.ca, broker.certificate, broker.key) == expected
+
+
+# ── base ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_overrides_its_base_key_by_key(write):
+    write(
+        MINIMAL + '[window]\nseconds = 60\nmin_rows = 7\n[device.attributes]\nsite = "a"\nhardware = "b"\n',
+        "base.toml",
+    )
+    text = (
+        'base = "base.toml"\n[device]\nid = "dev-9"\n[window]\nseconds = 5\n[device.attributes]\nsite = "c"\n'
+    )
+    config = load(write(text))
+    assert (config.device, config.fleet) == ("dev-9", "fleet")
+    assert (config.window.period_ns, config.window.min_rows) == (5_000_000_000, 7)
+    assert dict(config.attributes) == {"site": "c", "hardware": "b"}
+
+
+def test_paths_of_a_base_are_relative_to_the_file_that_names_it(write, tmp_path):
+    (tmp_path / "classes").mkdir()
+    write(MINIMAL, "classes/base.toml")
+    assert load(write('base = "classes/base.toml"\n')).state_dir == (tmp_path / "state").resolve()
+
+
+def test_a_base_that_is_not_there_is_named(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read \(No such file"):
+        load(write('base = "nowhere.toml"\n'))
+
+
+def test_a_base_of_a_base_is_refused(write):
+    write('base = "third.toml"\n', "second.toml")
+    with pytest.raises(ConfigError, match=r"device.toml.base: second.toml names a base of its own"):
+        load(write('base = "second.toml"\n'))
+
+
+def test_a_base_that_is_no_path_is_refused(write):
+    with pytest.raises(ConfigError, match="base: expected the path"):
+        load(write("base = 3\n"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "device_configs").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_every_shipped_hardware_class_is_a_base(write, path):
+    config = load(write(f'base = "{path}"\n[device]\nid = "my-device"\nfleet = "mine"\n'))
+    assert (config.device, config.fleet) == ("my-device", "mine")
+    assert config.budget.predict_p99_ns > 0
+    assert config.budget.rss_bytes > 0
+
+
+# ── mistakes ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"no.toml: cannot be read \(No such file or directory\); pass the path"
+    ):
+        load(tmp_path / "no.toml")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[device\n", "a = \n", "a = 1\na = 2\n"])
+def test_broken_toml_is_told_with_the_line(write, text):
+    with pytest.raises(ConfigError, match=r"device.toml: not TOML \(.*line"):
+        load(write(text))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "device.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(path)
+
+
+TYPOS = {
+    "section": (MINIMAL + "[budgts]\n", r"device.toml: unknown key 'budgts' \(did you mean 'budgets'\?\)"),
+    "device": (
+        MINIMAL.replace("[device]", "[device]\ncohrt = 'x'"),
+        r"device: unknown key 'cohrt' \(did you mean 'cohort'",
+    ),
+    "broker": (
+        MINIMAL.replace("[broker]", "[broker]\nprot = 1"),
+        r"broker: unknown key 'prot' \(did you mean 'port'",
+    ),
+    "tls": (MINIMAL + "[broker.tls]\ncert = 'x'\n", "tls: unknown key 'cert'.*certificate"),
+    "model": (MINIMAL + "thread = 2\n", r"model: unknown key 'thread' \(did you mean 'threads'"),
+    "window": (MINIMAL + "[window]\nsecond = 2\n", r"window: unknown key 'second' \(did you mean 'seconds'"),
+    "budgets": (
+        MINIMAL + "[budgets]\nrss_bytes = 2\n",
+        r"budgets: unknown key 'rss_bytes' \(did you mean 'rss_mb'",
+    ),
+    "update": (
+        MINIMAL + "[update]\ndeadline = 2\n",
+        "update: unknown key 'deadline' .did you mean 'deadline_seconds'",
+    ),
+    "outbox": (MINIMAL + "[outbox]\nmax = 2\n", r"outbox: unknown key 'max' \(did you mean 'max_mb'"),
+    "source": (MINIMAL + "[source]\npth = 'x'\n", r"source: unknown key 'pth' \(did you mean 'path'"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), TYPOS.values(), ids=TYPOS.keys())
+def test_an_unknown_key_is_named_with_the_nearest_valid_one(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(text))
+
+
+WRONG = {
+    "no device": ("[broker]\n", "device.toml.device: is missing"),
+    "no id": (MINIMAL.replace('id = "dev-1"\n', ""), "device.id: is missing"),
+    "device with a slash": (
+        MINIMAL.replace("dev-1", "a/b"),
+        "device.toml.device.id: 'a/b' is not a device name",
+    ),
+    "fleet in capitals": (MINIMAL.replace('"fleet"', '"Fleet"'), "device.fleet: 'Fleet' is not a fleet name"),
+    "model": (MINIMAL.replace("watch", "#"), "model.name: '#' is not a model name"),
+    "cohort": (
+        MINIMAL.replace("[device]", "[device]\ncohort = '+'"),
+        "device.cohort: '.' is not a cohort name",
+    ),
+    "port": (
+        MINIMAL.replace("[broker]", "[broker]\nport = 70000"),
+        r"broker.port: 70000 is outside \[1, 65535\]",
+    ),
+    "port as text": (
+        MINIMAL.replace("[broker]", "[broker]\nport = '1'"),
+        "broker.port: expected a whole number",
+    ),
+    "attribute": (MINIMAL + "[device.attributes]\nfloor = 3\n", "attributes.floor: expected text"),
+    "window": (MINIMAL + "[window]\nseconds = 0\n", "window.seconds: 0.0 is not a finite number in"),
+    "infinite": (MINIMAL + "[budgets]\nrss_mb = inf\n", "budgets.rss_mb: inf is not a finite number"),
+    "replay of nothing": (MINIMAL + "[source]\nkind = 'replay'\n", "source.path: is missing: a replay needs"),
+    "source": (
+        MINIMAL + "[source]\nkind = 'reply'\n",
+        r"source.kind: 'reply' is not one of none, replay \(did you mean",
+    ),
+    "half a certificate": (MINIMAL + "[broker.tls]\nkey = 'x'\n", "tls.certificate: and key belong together"),
+    "section that is a value": ("window = 3\n" + MINIMAL, "window: expected a table"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_value_is_told_by_its_key(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(text))

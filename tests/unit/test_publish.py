@@ -1,0 +1,368 @@
+"""The repository on disk: keys, roles, what leaves for the broker, crashes at every write."""
+
+import contextlib
+import itertools
+import json
+import shutil
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from edge_runtime.contract import codec, trust
+from edge_runtime.contract.errors import ArtifactError
+from edge_runtime.contract.ids import Digest, digest_of
+from edge_runtime.contract.topics import BLOB, CHUNK_BYTES, MAX_BLOB_BYTES, TRUST, Topics
+from edge_runtime.truststore import TrustStore
+from tests.publisher import FLEET, MODEL, artifact, put
+from trainer import files
+from trainer.keyring import KEYS
+from trainer.publish import PublishError, Repository
+
+
+@pytest.fixture
+def model(tmp_path):
+    return put(tmp_path, artifact())
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository.create(tmp_path / "repository")
+
+
+def move_away(tmp_path, *roles):
+    (tmp_path / "safe").mkdir(exist_ok=True)
+    for name in (name for role in roles for name in KEYS[role]):
+        shutil.move(tmp_path / "repository" / "keys" / f"{name}.json", tmp_path / "safe")
+
+
+@contextlib.contextmanager
+def device(tmp_path, repository):
+    """A device that was provisioned with the first root sees what is current; it remembers from visit to visit."""
+    with TrustStore(tmp_path / "device", repository.pinned_root.read_bytes()) as store:
+        store.refresh(repository.bundle(1))
+        yield store
+
+
+def sees(tmp_path, repository, digest):
+    with device(tmp_path, repository) as store:
+        return store.find(MODEL, digest) is not None
+
+
+def test_keys_are_their_owners_alone_and_the_readme_says_which_must_leave(repository, tmp_path):
+    keys = tmp_path / "repository" / "keys"
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o700
+    private = sorted(path.name for path in keys.glob("*.json"))
+    assert private == sorted(f"{name}.json" for names in KEYS.values() for name in names)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.glob("*.json")} == {0o600}
+    readme = (keys / "README.md").read_text()
+    offline = [line for line in readme.splitlines() if "**offline**" in line]
+    assert ["root-1" in line or "targets-1" in line for line in offline] == [True, True]
+
+
+def test_thresholds_are_two_of_three_and_two_of_two(repository):
+    root = json.loads(repository.pinned_root.read_bytes())["signed"]
+    found = {name: (len(role["keyids"]), role["threshold"]) for name, role in root["roles"].items()}
+    assert found == {"root": (3, 2), "targets": (2, 2), "snapshot": (1, 1), "timestamp": (1, 1)}
+    assert root["consistent_snapshot"] is True
+
+
+def test_creating_again_opens_what_is_there(repository, tmp_path):
+    before = repository.pinned_root.read_bytes()
+    assert Repository.create(tmp_path / "repository").pinned_root.read_bytes() == before
+
+
+def test_opening_nothing_says_what_to_do(tmp_path):
+    with pytest.raises(PublishError, match=r"no repository here; make one with Repository\.create"):
+        Repository(tmp_path / "elsewhere")
+
+
+def test_lives_are_a_year_offline_and_a_week_online(tmp_path):
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    repository = Repository.create(tmp_path / "r", clock=lambda: now)
+    lives = {role: (expires - now).days for role, expires in repository.expiries.items()}
+    assert lives == {"root": 365, "targets": 365, "timestamp": 7, "snapshot": 7}
+
+
+def test_outgoing_is_every_chunk_and_then_a_bundle_for_every_root(repository, tmp_path):
+    big = artifact(trees=60)
+    assert len(big) > 2 * CHUNK_BYTES
+    published = repository.add(put(tmp_path, big), role="targets")
+    repository.rotate("timestamp")
+    sent = list(repository.outgoing(Topics(FLEET), [published.digest]))
+    chunks, bundles = sent[:-2], sent[-2:]
+    assert [topic for topic, _, _ in chunks] == [
+        f"skiff/1/{FLEET}/blob/{published.digest}/{i}" for i in range(len(chunks))
+    ]
+    assert {len(data) for _, data, _ in chunks[:-1]} == {CHUNK_BYTES}
+    assert b"".join(data for _, data, _ in chunks) == big
+    assert {delivery for _, _, delivery in chunks} == {BLOB}
+    assert [topic for topic, _, _ in bundles] == [f"skiff/1/{FLEET}/tuf/{version}" for version in (1, 2)]
+    assert {delivery for _, _, delivery in bundles} == {TRUST}
+    assert [codec.decode(data) for _, data, _ in bundles] == [repository.bundle(1), repository.bundle(2)]
+    assert "2.root.json" in dict(repository.bundle(1).files)
+    assert "2.root.json" not in dict(repository.bundle(2).files)
+    withdrawn = list(repository.withdrawn(Topics(FLEET), published))
+    assert [(t, b"") for t, _, _ in chunks] == [(topic, data) for topic, data, _ in withdrawn]
+
+
+def test_outgoing_refuses_what_is_unknown_or_damaged(repository, model, tmp_path):
+    published = repository.add(model, role="targets")
+    with pytest.raises(PublishError, match="is not published"):
+        list(repository.outgoing(Topics(FLEET), [Digest("0" * 64)]))
+    path = tmp_path / "repository" / "targets" / published.path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PublishError, match="damaged"):
+        list(repository.outgoing(Topics(FLEET), [published.digest]))
+
+
+def test_automatic_publishing_is_off_until_the_targets_keys_allow_it(repository, model):
+    with pytest.raises(PublishError, match="enable_auto"):
+        repository.add(model)
+    assert repository.published() == ()
+    repository.enable_auto(MODEL)
+    assert repository.auto_models == (MODEL,)
+    published = repository.add(model)
+    assert published.path == f"auto/{MODEL}/{digest_of(model.read_bytes())}.onnx"
+    assert repository.published() == (published,)
+
+
+def test_automatic_publishing_needs_no_offline_key(repository, model, tmp_path):
+    repository.enable_auto(MODEL)
+    move_away(tmp_path, "root", "targets", "director")
+    published = Repository(tmp_path / "repository").add(model, role="auto")
+    assert published.role == "auto"
+    assert sees(tmp_path, repository, published.digest)
+
+
+@pytest.mark.parametrize("leave", [0, 1])
+def test_approval_names_the_keys_it_misses(repository, model, tmp_path, leave):
+    move_away(tmp_path, "targets")
+    for name in KEYS["targets"][:leave]:
+        shutil.copy(tmp_path / "safe" / f"{name}.json", tmp_path / "repository" / "keys")
+    message = rf"publishing .* needs 2 of the 2 targets keys, and {leave} are in .*targets-1.json and targets-2.json"
+    with pytest.raises(PublishError, match=message):
+        repository.add(model, role="targets")
+    assert repository.published() == ()
+
+
+def test_a_family_cannot_use_the_delegation_of_another(repository, tmp_path):
+    repository.enable_auto(MODEL)
+    with pytest.raises(PublishError, match="'other' may not be published"):
+        repository.add(put(tmp_path, artifact(name="other")))
+
+
+def test_disabling_automatic_publishing_withdraws_what_it_published(repository, model, tmp_path):
+    repository.enable_auto(MODEL)
+    digest = repository.add(model).digest
+    assert sees(tmp_path, repository, digest)
+    repository.disable_auto(MODEL)
+    assert repository.published() == ()
+    assert not sees(tmp_path, repository, digest)
+    repository.enable_auto(MODEL)
+    assert not sees(tmp_path, repository, digest), "the models of before must not come back by themselves"
+
+
+def test_adding_twice_changes_nothing(repository, model):
+    first = repository.add(model, role="targets")
+    bundle = repository.bundle(1)
+    assert repository.add(model, role="targets") == first
+    assert repository.bundle(1) == bundle
+
+
+def test_revoking_withdraws_and_forbids(repository, model, tmp_path):
+    digest = repository.add(model, role="targets").digest
+    repository.revoke(digest)
+    assert repository.published() == ()
+    assert repository.revoked == {digest}
+    with pytest.raises(PublishError, match="was revoked"):
+        repository.add(model, role="targets")
+    with device(tmp_path, repository) as store:
+        assert store.is_revoked(digest)
+
+
+def test_retiring_makes_room_and_can_be_undone(repository, model):
+    digest = repository.add(model, role="targets").digest
+    repository.retire(digest)
+    assert repository.published() == ()
+    assert repository.add(model, role="targets").digest == digest
+
+
+def test_metadata_that_outgrows_a_message_is_refused_before_it_is_written(
+    repository, model, tmp_path, monkeypatch
+):
+    before = repository.bundle(1)
+    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", len(codec.encode(before)) + 100)
+    with pytest.raises(PublishError, match=r"1 models does not fit into one message .* retire models"):
+        repository.add(model, role="targets")
+    assert Repository(tmp_path / "repository").bundle(1) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", None])
+def test_what_fails_the_gate_is_not_published(repository, tmp_path, content):
+    path = put(tmp_path, artifact()[:-7] if content is None else content)
+    with pytest.raises(ArtifactError):
+        repository.add(path, role="targets")
+    assert repository.published() == ()
+
+
+def test_what_cannot_travel_or_be_read_is_refused(repository, tmp_path):
+    big = tmp_path / "big.onnx"
+    big.write_bytes(b"\0" * (MAX_BLOB_BYTES + 1))
+    with pytest.raises(PublishError, match="models of up to"):
+        repository.add(big, role="targets")
+    with pytest.raises(PublishError, match="cannot be read"):
+        repository.add(tmp_path / "absent.onnx", role="targets")
+    with pytest.raises(PublishError, match="'builder' is not one of auto, targets"):
+        repository.add(big, role="builder")
+
+
+def test_foreign_metadata_is_never_signed_again(repository, model, tmp_path):
+    path = tmp_path / "repository" / "metadata" / "1.targets.json"
+    document = json.loads(path.read_bytes())
+    document["signed"][trust.TABLE]["revoked"] = ["0" * 64]
+    path.write_text(json.dumps(document))
+    with pytest.raises(PublishError, match="damaged"):
+        repository.add(model, role="targets")
+
+
+def test_a_swapped_key_file_is_noticed(repository, model, tmp_path):
+    keys = tmp_path / "repository" / "keys"
+    document = json.loads((keys / "snapshot.json").read_bytes())
+    document["keyid"] = json.loads((keys / "timestamp.json").read_bytes())["keyid"]
+    (keys / "snapshot.json").write_text(json.dumps(document))
+    with pytest.raises(PublishError, match="the keyid is not that of the key"):
+        repository.add(model, role="targets")
+
+
+def test_refreshing_extends_the_online_roles_only(tmp_path):
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    Repository.create(tmp_path / "repository", clock=lambda: now)
+    move_away(tmp_path, "root", "targets", "builder", "director")
+    later = Repository(tmp_path / "repository", clock=lambda: now + timedelta(days=5))
+    later.refresh()
+    lives = {role: (expires - now).days for role, expires in later.expiries.items()}
+    assert lives == {"root": 365, "targets": 365, "timestamp": 12, "snapshot": 12}
+
+
+def test_renewing_extends_everything_and_devices_follow(tmp_path):
+    start = datetime.now(UTC)
+    repository = Repository.create(tmp_path / "repository")
+    repository.enable_auto(MODEL)
+    with device(tmp_path, repository):
+        pass
+    later = Repository(tmp_path / "repository", clock=lambda: start + timedelta(days=300))
+    later.renew()
+    assert later.root_version == 2
+    assert min(later.expiries.values()) > start + timedelta(days=306)
+    assert later.expiries["auto-toy"] > start + timedelta(days=664)
+    with device(tmp_path, later) as store:
+        assert not store.is_revoked(Digest("0" * 64))
+
+
+@pytest.mark.parametrize("role", KEYS)
+def test_devices_follow_new_keys_and_the_old_ones_are_gone(repository, tmp_path, role):
+    repository.enable_auto(MODEL)
+    digest = repository.add(put(tmp_path, artifact()), role="auto").digest
+    assert sees(tmp_path, repository, digest)
+    keys = tmp_path / "repository" / "keys"
+    before = {name: (keys / f"{name}.json").read_bytes() for name in KEYS[role]}
+    repository.rotate(role)
+    repository.rotate(role)
+    assert {path.name for path in keys.glob("*.json")} == {
+        f"{n}.json" for names in KEYS.values() for n in names
+    }
+    for name, old in before.items():
+        assert (keys / f"{name}.json").read_bytes() != old
+        (keys / f"{name}.old.json").write_bytes(old)  # whoever kept them can sign nothing that counts
+    assert sees(tmp_path, repository, digest)
+    again = Repository(tmp_path / "repository")
+    assert sees(tmp_path, again, again.add(put(tmp_path, artifact(seed=1)), role="targets").digest)
+
+
+def test_rotating_without_the_keys_that_must_sign_makes_no_new_ones(repository, tmp_path):
+    move_away(tmp_path, "root", "targets")
+    before = sorted((tmp_path / "repository" / "keys").iterdir())
+    for role, owner in (("timestamp", "root"), ("director", "targets")):
+        with pytest.raises(PublishError, match=f"replacing the {role} keys needs 2 of the . {owner} keys"):
+            repository.rotate(role)
+    assert sorted((tmp_path / "repository" / "keys").iterdir()) == before
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(monkeypatch, count):
+    """Lets ``count`` writes succeed and breaks the next one halfway, as a power cut does."""
+    left = itertools.count()
+    real = files.write
+
+    def write(path, data, *, mode=0o644):
+        if next(left) == count:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.new").write_bytes(data[: len(data) // 2])
+            raise Crash
+        real(path, data, mode=mode)
+
+    monkeypatch.setattr(files, "write", write)
+
+
+CHANGES = {
+    "add": lambda r, model: r.add(model, role="targets"),
+    "auto": lambda r, model: r.add(model, role="auto"),
+    "revoke": lambda r, model: r.revoke(digest_of(model.read_bytes())),
+    "renew": lambda r, model: r.renew(),
+}
+
+
+def rotation(role):
+    return lambda repository, model: repository.rotate(role)
+
+
+CHANGES.update({f"rotate-{role}": rotation(role) for role in KEYS})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_crash_at_any_write_leaves_a_repository_that_devices_believe(tmp_path, model, change):
+    template = tmp_path / "template"
+    Repository.create(template).enable_auto(MODEL)
+    for count in itertools.count():
+        root = tmp_path / "repository"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(tmp_path / "device", ignore_errors=True)
+        shutil.copytree(template, root)
+        with device(tmp_path, Repository(root)):
+            pass
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            crash_at(monkeypatch, count)
+            try:
+                CHANGES[change](Repository(root), model)
+            except Crash:
+                crashed = True
+            else:
+                crashed = False
+        reopened = Repository(root)
+        with device(tmp_path, reopened):
+            assert not list((root / "keys").glob("*.next.json"))
+        CHANGES[change](reopened, model)
+        with device(tmp_path, reopened):
+            pass
+        if not crashed:
+            break
+    assert count >= 3
+
+
+def test_publishers_take_turns(repository, tmp_path):
+    models = [put(tmp_path, artifact(seed=seed)) for seed in range(4)]
+    others = [Repository(tmp_path / "repository") for _ in models]
+    threads = [
+        threading.Thread(target=other.add, args=(path,), kwargs={"role": "targets"})
+        for other, path in zip(others, models, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {p.digest for p in repository.published()} == {digest_of(path.read_bytes()) for path in models}

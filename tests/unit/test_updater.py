@@ -1,0 +1,612 @@
+"""The update child's decisions, with a broker in memory and the real trust store, slots and probe."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge_runtime import updater
+from edge_runtime.adapters import sandbox
+from edge_runtime.adapters.slots import Slots
+from edge_runtime.contract import codec, ids
+from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.ids import Digest, digest_of
+from edge_runtime.contract.manifest import Budgets
+from edge_runtime.contract.messages import Command, SignedRelease
+from edge_runtime.contract.release import from_payload, to_payload
+from edge_runtime.contract.topics import CHUNK_BYTES, Topics, chunk_count
+from edge_runtime.link import Connected, Disconnected, Received
+from edge_runtime.updater import Job, Update
+from tests.publisher import (
+    COHORT,
+    DEVICE,
+    FLEET,
+    MODEL,
+    artifact,
+    put,
+    release,
+    signed,
+    with_golden_changed,
+)
+from trainer import publish
+from trainer.publish import Repository
+
+BIG = {"trees": 60}
+UNKNOWN = Digest("d" * 64)
+
+
+class Broker:
+    """Retained messages, and links that read them."""
+
+    def __init__(self):
+        self.retained = {}
+        self.reachable = True
+        self.asked = []
+
+    def publish(self, repository, digests=()):
+        for topic, payload, _ in repository.outgoing(Topics(FLEET), digests):
+            self.retained[topic] = payload
+
+    def link(self, broker, *, client_id, delay):
+        assert client_id == f"{DEVICE}-update"
+        return MemoryLink(self)
+
+
+class MemoryLink:
+    def __init__(self, broker):
+        self.broker = broker
+        self.events = []
+        self.open = False
+
+    def start(self):
+        self.open = True
+        self.events.append(Connected(False) if self.broker.reachable else Disconnected("refused: test"))
+
+    def stop(self, timeout):
+        self.open = False
+
+    def subscribe(self, topic, qos=1):
+        assert self.open
+        self.broker.asked.append(topic)
+        if topic in self.broker.retained:
+            self.events.append(Received(topic, self.broker.retained[topic], True, 0))
+
+    def unsubscribe(self, topic):
+        assert self.open
+
+    def poll(self, timeout_seconds):
+        assert self.open
+        return self.events.pop(0) if self.events else None
+
+
+@pytest.fixture
+def repository(tmp_path):
+    repository = Repository.create(tmp_path / "repository")
+    repository.enable_auto(MODEL)
+    return repository
+
+
+@pytest.fixture
+def broker(monkeypatch):
+    broker = Broker()
+    monkeypatch.setattr(updater, "Link", broker.link)
+    for name in ("CONNECT_SECONDS", "BUNDLE_SECONDS", "CHUNK_SECONDS"):
+        monkeypatch.setattr(updater, name, 0.02)
+    return broker
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Takes the trial itself out of tests that are about the way to it."""
+    answer = {
+        "ok": True,
+        "model": MODEL,
+        "rss_bytes": 60_000_000,
+        "predict_p50_ns": 8_000,
+        "predict_p99_ns": 20_000,
+        "runs": 2000,
+        "golden_rows": 64,
+        "budgets": {"predict_p99_ns": 0, "rss_bytes": 0},
+    }
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: sandbox.Ended(0, json.dumps(answer).encode(), ""))
+    return answer
+
+
+@pytest.fixture
+def document(tmp_path, repository):
+    return {
+        "state_dir": str(tmp_path / "state"),
+        "fleet": FLEET,
+        "cohort": COHORT,
+        "model": MODEL,
+        "device": DEVICE,
+        "broker": {"host": "127.0.0.1", "port": 1883},
+        "release": "",
+        "root": str(repository.pinned_root),
+        "floor": 0,
+        "serving": "",
+        "have": [],
+        "quarantine": {},
+        "budgets": {"predict_p99_ns": 0, "rss_bytes": 0},
+        "probe_address_space_bytes": 2_000_000_000,
+        "deadline_seconds": 30.0,
+    }
+
+
+@pytest.fixture
+def update(document, capsys):
+    """Runs one job; returns its result and the phases it went through."""
+
+    def run(message, **changes):
+        result = Update(Job.read({**document, "release": message.hex(), **changes})).run()
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return result, [line["progress"] for line in lines]
+
+    return run
+
+
+def slots(document):
+    return Slots(Path(document["state_dir"]))
+
+
+def add(repository, broker, tmp_path, data, *, role="auto"):
+    digest = repository.add(put(tmp_path, data), role=role).digest
+    broker.publish(repository, [digest])
+    return digest
+
+
+# ── the way through ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("role", ["auto", "targets"])
+def test_a_model_is_fetched_verified_and_probed(repository, broker, tmp_path, update, document, role):
+    data = artifact(**BIG)
+    digest = add(repository, broker, tmp_path, data, role=role)
+    wanted = release(digest)
+    result, phases = update(signed(repository, wanted))
+    assert phases == ["fetching", "verified", "probed"]
+    assert result["ok"], result
+    assert (result["action"], result["desired"]) == ("install", digest)
+    assert from_payload(bytes.fromhex(result["release"])) == wanted
+    assert slots(document).blob(digest).read_bytes() == data
+    probe = result["probe"]
+    assert probe["golden_rows"] > 0
+    assert probe["runs"] == updater.PROBE_RUNS >= 2000
+    assert 20e6 < probe["rss_bytes"] < 200e6
+    assert 0 < probe["predict_p50_ns"] <= probe["predict_p99_ns"] < 50e6
+
+
+def test_a_release_that_asks_for_nothing_new_fetches_nothing(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, artifact())
+    messages = (release(digest), release(None, revision=2), release(None, revision=2))
+    for message, serving in zip(messages, (digest, digest, ""), strict=True):
+        broker.asked.clear()
+        result, phases = update(signed(repository, message), serving=serving)
+        assert (result["ok"], result["action"], result["probe"]) == (True, "keep", None)
+        assert phases == []
+        assert broker.asked == [Topics(FLEET).trust(1)]
+
+
+def test_going_back_to_a_model_that_is_here_needs_no_fetch(repository, broker, update):
+    broker.publish(repository)
+    result, phases = update(signed(repository, release(UNKNOWN)), serving="e" * 64, have=[UNKNOWN])
+    assert (result["ok"], result["action"], result["desired"], phases) == (True, "switch", UNKNOWN, [])
+
+
+def test_a_quarantined_model_is_skipped_until_the_attempt_rises(
+    repository, broker, tmp_path, update, no_probe
+):
+    digest = add(repository, broker, tmp_path, artifact())
+    result, phases = update(signed(repository, release(digest)), quarantine={digest: 1})
+    assert (result["ok"], result["action"], phases) == (True, "skip_quarantined", [])
+    again = release(digest, revision=2, attempt=2)
+    result, phases = update(signed(repository, again), quarantine={digest: 1})
+    assert (result["ok"], result["action"], phases[-1]) == (True, "install", "probed")
+
+
+def test_a_model_that_is_installed_already_is_not_fetched_again(
+    repository, broker, tmp_path, update, document, no_probe
+):
+    digest = add(repository, broker, tmp_path, artifact())
+    message = signed(repository, release(digest))
+    assert update(message)[0]["ok"]
+    broker.asked.clear()
+    assert update(message)[0]["ok"]
+    assert not [topic for topic in broker.asked if "/blob/" in topic]
+    slots(document).blob(digest).write_bytes(b"worn out")
+    assert update(message)[0]["ok"]
+    assert digest_of(slots(document).blob(digest).read_bytes()) == digest
+
+
+# ── trust and release ──────────────────────────────────────────────────────────────────────────────────
+
+
+def refused(result, stage, reason, *, retry, digest=""):
+    found = (result["ok"], result["stage"], result["retry"], result["digest"])
+    assert found == (False, stage, retry, digest), result
+    assert reason in result["reason"]
+
+
+def test_an_unreachable_broker_is_tried_again(repository, broker, update):
+    broker.reachable = False
+    result, _ = update(signed(repository, release(None)))
+    refused(result, "trust", "broker 127.0.0.1:1883 cannot be reached (refused: test)", retry=True)
+
+
+def test_a_broker_without_trust_metadata_is_tried_again(repository, broker, update):
+    result, _ = update(signed(repository, release(None)))
+    refused(
+        result, "trust", "nothing is retained on skiff/1/fleet-1/tuf/1: publish the repository", retry=True
+    )
+
+
+@pytest.mark.parametrize(
+    "payload", [b"garbage", codec.encode(Command(device=DEVICE, name="rebirth", correlation=""))]
+)
+def test_what_is_no_bundle_is_refused(repository, broker, update, payload):
+    broker.retained[Topics(FLEET).trust(1)] = payload
+    result, _ = update(signed(repository, release(None)))
+    refused(result, "trust", "", retry=True)
+
+
+def test_an_old_bundle_that_is_played_back_is_refused(repository, broker, tmp_path, update):
+    broker.publish(repository)
+    old = dict(broker.retained)
+    digest = add(repository, broker, tmp_path, artifact())
+    repository.revoke(digest)
+    broker.publish(repository)
+    assert update(signed(repository, release(None)))[0]["ok"]
+    broker.retained.update(old)
+    result, _ = update(signed(repository, release(None)))
+    refused(result, "trust", "older than what this device has verified before", retry=True)
+    assert result["release"] == ""
+
+
+def test_a_missing_or_wrong_pinned_root_says_what_to_provision(repository, broker, tmp_path, update):
+    broker.publish(repository)
+    result, _ = update(signed(repository, release(None)), root=str(tmp_path / "absent.json"))
+    refused(result, "trust", "provision 1.root.json there", retry=True)
+    other = Repository.create(tmp_path / "other")
+    result, _ = update(signed(repository, release(None)), root=str(other.pinned_root))
+    refused(result, "trust", "descends from the pinned root", retry=True)
+
+
+def test_a_release_signed_by_somebody_else_is_refused(repository, broker, update):
+    broker.publish(repository)
+    payload = to_payload(release(UNKNOWN))
+    key = Ed25519PrivateKey.generate()
+    for keyid in ("0" * 64, json.loads(repository.director_key.read_bytes())["keyid"]):
+        message = codec.encode(SignedRelease(payload=payload, signatures=((keyid, key.sign(payload)),)))
+        result, _ = update(message)
+        refused(result, "release", "not signed by the director", retry=True)
+        assert result["release"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fleet": ids.fleet_id("other")}, "meant for fleet 'other', this device has 'fleet-1'"),
+        ({"cohort": ids.cohort_id("other")}, "meant for cohort 'other', this device has 'main'"),
+        ({"model": ids.model_name("other")}, "meant for model 'other', this device has 'toy'"),
+    ],
+)
+def test_a_release_for_others_is_refused(repository, broker, update, changes, reason):
+    broker.publish(repository)
+    result, _ = update(signed(repository, release(None, **changes)))
+    refused(result, "release", reason, retry=False)
+    assert result["release"] == ""
+
+
+def test_revisions_never_go_back(repository, broker, update):
+    broker.publish(repository)
+    result, _ = update(signed(repository, release(None, revision=4)), floor=5)
+    refused(result, "release", "revision 4 is older than 5, which this device has accepted", retry=False)
+    seven = signed(repository, release(None, revision=7))
+    assert update(seven, floor=7)[0]["ok"]
+    assert update(seven, floor=7)[0]["ok"]
+    result, _ = update(signed(repository, release(UNKNOWN, revision=7)), floor=7)
+    refused(result, "release", "accepted here with other contents", retry=False)
+    # The daemon may have died before it saved its floor.
+    result, _ = update(signed(repository, release(None, revision=6)), floor=5)
+    refused(result, "release", "revision 6 is older than 7", retry=False)
+
+
+def test_the_director_cannot_invent_a_model(repository, broker, update):
+    broker.publish(repository)
+    result, _ = update(signed(repository, release(UNKNOWN)))
+    refused(result, "release", f"model {UNKNOWN} is no target of family 'toy'", retry=True)
+    assert from_payload(bytes.fromhex(result["release"])).candidate == UNKNOWN
+
+
+def test_the_director_cannot_assign_a_model_of_another_family(repository, broker, tmp_path, update):
+    repository.enable_auto(ids.model_name("other"))
+    digest = add(repository, broker, tmp_path, artifact(name="other"))
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "release", "is no target of family 'toy'", retry=True)
+
+
+def test_a_revoked_model_is_refused_for_good(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, artifact())
+    repository.revoke(digest)
+    broker.publish(repository)
+    for have in ([], [digest]):
+        result, phases = update(signed(repository, release(digest)), serving=UNKNOWN, have=have)
+        refused(result, "release", "was revoked", retry=False, digest=digest)
+        assert phases == []
+    # What already serves goes on until a release names another model.
+    assert update(signed(repository, release(digest)), serving=digest)[0]["action"] == "keep"
+
+
+def test_a_model_too_large_for_mqtt_is_refused_before_anything_is_fetched(
+    repository, broker, tmp_path, update, monkeypatch
+):
+    monkeypatch.setattr(
+        publish,
+        "check_bytes",
+        lambda *_: type("I", (), {"manifest": type("M", (), {"name": MODEL, "version": "1"})})(),
+    )
+    monkeypatch.setattr("edge_runtime.contract.topics.MAX_BLOB_BYTES", 1 << 30)
+    digest = repository.add(put(tmp_path, b"\0" * (8 * 1024 * 1024 + 1)), role="targets").digest
+    broker.publish(repository)
+    broker.asked.clear()
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "fetch", "cannot be fetched over MQTT", retry=False, digest=digest)
+    assert not [topic for topic in broker.asked if "/blob/" in topic]
+
+
+# ── fetch and verify ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_missing_chunk_is_tried_again_and_the_transfer_resumes(
+    repository, broker, tmp_path, update, document, no_probe
+):
+    data = artifact(**BIG)
+    digest = add(repository, broker, tmp_path, data)
+    message = signed(repository, release(digest))
+    missing = Topics(FLEET).chunk(digest, 1)
+    kept = broker.retained.pop(missing)
+    result, phases = update(message)
+    refused(result, "fetch", f"chunk 1 of {chunk_count(len(data))} did not arrive in 3 tries", retry=True)
+    assert phases == ["fetching"]
+    assert slots(document).staging(digest).stat().st_size == CHUNK_BYTES
+    broker.retained[missing] = kept
+    broker.asked.clear()
+    result, _ = update(message)
+    assert result["ok"], result
+    assert Topics(FLEET).chunk(digest, 0) not in broker.asked
+    assert slots(document).blob(digest).read_bytes() == data
+
+
+@pytest.mark.parametrize("left", [1, CHUNK_BYTES - 1, CHUNK_BYTES + 5, 10 * CHUNK_BYTES])
+def test_a_torn_staging_file_is_cut_back_to_whole_chunks(
+    repository, broker, tmp_path, update, document, no_probe, left
+):
+    data = artifact(**BIG)
+    digest = add(repository, broker, tmp_path, data)
+    padded = data + b"x" * (10 * CHUNK_BYTES)
+    slots(document).staging(digest).write_bytes(
+        padded[: left // CHUNK_BYTES * CHUNK_BYTES] + b"x" * (left % CHUNK_BYTES)
+    )
+    result, _ = update(signed(repository, release(digest)))
+    assert result["ok"], result
+
+
+def test_a_changed_chunk_is_noticed_and_nothing_of_it_stays(
+    repository, broker, tmp_path, update, document, no_probe
+):
+    digest = add(repository, broker, tmp_path, artifact(**BIG))
+    topic = Topics(FLEET).chunk(digest, 2)
+    good = broker.retained[topic]
+    broker.retained[topic] = b"X" + good[1:]
+    result, phases = update(signed(repository, release(digest)))
+    refused(result, "verify", "SHA-256", retry=True)
+    assert phases == ["fetching"]
+    assert not slots(document).staging(digest).exists()
+    assert not slots(document).has(digest)
+    broker.retained[topic] = good
+    assert update(signed(repository, release(digest)))[0]["ok"]
+
+
+@pytest.mark.parametrize("cut", [0, 3])
+def test_a_chunk_of_the_wrong_length_is_refused(repository, broker, tmp_path, update, cut):
+    data = artifact(**BIG)
+    digest = add(repository, broker, tmp_path, data)
+    topic = Topics(FLEET).chunk(digest, cut)
+    broker.retained[topic] = broker.retained[topic][:-1]
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "fetch", f"chunk {cut} of {chunk_count(len(data))} holds", retry=True)
+
+
+# ── probe ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_model_that_breaks_its_golden_rows_is_condemned(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, with_golden_changed(artifact()))
+    result, phases = update(signed(repository, release(digest)))
+    refused(result, "probe", "golden rows are answered differently", retry=False, digest=digest)
+    assert "row 0, off by" in result["reason"]
+    assert phases == ["fetching", "verified"]
+
+
+def test_the_devices_budget_condemns_with_figures(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, artifact(**BIG))
+    budgets = {"predict_p99_ns": 1_000, "rss_bytes": 10_000_000}
+    result, _ = update(signed(repository, release(digest)), budgets=budgets)
+    refused(result, "probe", "above the budget of 1.0 us; RSS of ", retry=False, digest=digest)
+    assert "above the budget of 10.0 MB (median " in result["reason"]
+    assert "train a smaller model" in result["reason"]
+
+
+def test_the_publishers_budget_counts_too(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, artifact(budgets=Budgets(predict_p99_ns=500)))
+    result, _ = update(signed(repository, release(digest)), budgets={"predict_p99_ns": 10**9})
+    refused(result, "probe", "above the budget of 0.5 us", retry=False, digest=digest)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_condemned(repository, broker, tmp_path, update):
+    digest = add(repository, broker, tmp_path, artifact(**BIG))
+    result, _ = update(signed(repository, release(digest)), probe_address_space_bytes=1_000_000)
+    refused(result, "probe", "", retry=False, digest=digest)
+    assert "memory" in result["reason"] or "address space" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-signal.SIGSEGV, "crashed with SIGSEGV (boom)"),
+        (-signal.SIGXCPU, "more CPU time than allowed"),
+        (-signal.SIGKILL, "killed from outside"),
+        (3, "ended with code 3"),
+    ],
+)
+def test_a_probe_that_dies_condemns_the_model(repository, broker, tmp_path, update, monkeypatch, code, words):
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: sandbox.Ended(code, b"", "boom"))
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", words, retry=False, digest=digest)
+
+
+def test_a_probe_without_a_readable_answer_condemns_the_model(
+    repository, broker, tmp_path, update, monkeypatch
+):
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: sandbox.Ended(0, b"half an ans", ""))
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", "answer is garbled", retry=False, digest=digest)
+
+
+def test_a_probe_that_takes_too_long_is_tried_again(repository, broker, tmp_path, update, monkeypatch):
+    def late(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.setattr(sandbox, "run", late)
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", "the deadline passed during the probe", retry=True)
+
+
+def test_an_artifact_that_says_it_is_another_family_is_condemned(
+    repository, broker, tmp_path, update, no_probe
+):
+    no_probe["model"] = "other"
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", "the artifact says it is 'other', not 'toy'", retry=False, digest=digest)
+
+
+# ── the process ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_updates_of_one_device_do_not_meet(repository, broker, tmp_path, update):
+    broker.publish(repository)
+    folder = tmp_path / "state" / "trust"
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result, _ = update(signed(repository, release(None)))
+        refused(result, "trust", "another update of this device is still running", retry=True)
+    assert update(signed(repository, release(None)))[0]["ok"]
+
+
+def test_a_disk_that_refuses_is_tried_again(repository, broker, tmp_path, update):
+    broker.publish(repository)
+    (tmp_path / "state").write_text("a file where the folder should be")
+    result, _ = update(signed(repository, release(None)))
+    refused(result, "trust", "check the disk and permissions", retry=True)
+
+
+def test_the_alarm_ends_whatever_hangs(repository, broker, update, monkeypatch):
+    broker.publish(repository)
+
+    def hang(*_):
+        threading.Event().wait(30.0)
+
+    monkeypatch.setattr(Update, "_believe", hang)
+    result, _ = update(signed(repository, release(None)), deadline_seconds=0.05)
+    refused(result, "release", "the deadline of 0.05 s passed in stage 'release'", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"port": 0}, "job.broker.port"),
+        ({"device": "a/b"}, "device name"),
+        ({"floor": -1}, "job.floor"),
+        ({"serving": "xyz"}, "SHA-256"),
+    ],
+)
+def test_a_job_that_is_none_names_the_field(document, change, where):
+    if "port" in change:
+        change = {"broker": {**document["broker"], **change}}
+    with pytest.raises(ContractError, match=where):
+        Job.read({**document, **change})
+
+
+def child(module, text):
+    return subprocess.run(
+        [sys.executable, "-m", module], input=text, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("module", ["edge_runtime.updater", "edge_runtime.probe"])
+def test_garbage_on_stdin_is_no_job(module):
+    for text in ("", "{", "[]"):
+        done = child(module, text)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "not a job" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_probe_bounds_its_own_cpu_time(tmp_path):
+    data = artifact(**BIG)
+    task = {
+        "model": str(put(tmp_path, data)),
+        "digest": digest_of(data),
+        "address_space_bytes": 2_000_000_000,
+        "cpu_seconds": 1,
+        "runs": 1_000_000,
+    }
+    ended = sandbox.run("edge_runtime.probe", task, timeout_seconds=30.0)
+    assert (ended.code, ended.answer) == (-signal.SIGXCPU, b"")
+    with pytest.raises(TimeoutError):
+        sandbox.run("edge_runtime.probe", {**task, "cpu_seconds": 60}, timeout_seconds=0.1)
+
+
+def test_the_probe_refuses_other_bytes_than_were_verified(tmp_path):
+    task = {
+        "model": str(put(tmp_path, artifact())),
+        "digest": "0" * 64,
+        "address_space_bytes": 2_000_000_000,
+        "cpu_seconds": 10,
+        "runs": 1,
+    }
+    answer = json.loads(sandbox.run("edge_runtime.probe", task, timeout_seconds=30.0).answer)
+    assert answer["ok"] is False
+    assert "SHA-256" in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    ("module", "loads", "never"),
+    [
+        ("edge_runtime.updater", "tuf", {"onnxruntime", "psutil", "sqlite3", "sklearn", "onnx", "asyncio"}),
+        (
+            "edge_runtime.probe",
+            "onnxruntime",
+            {"tuf", "cryptography", "paho", "urllib3", "sqlite3", "asyncio"},
+        ),
+    ],
+)
+def test_each_process_loads_only_what_it_needs(module, loads, never):
+    script = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert loads in loaded
+    assert not loaded & never
