@@ -106,8 +106,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainConfig:
-    """The hook that makes a better model; ``{request}`` in ``command`` is the path of the request's JSON
-    file.
+    """The hook that makes a better model; ``{request}`` in ``command`` is the path of the request's JSON file.
 
     With no command a request is recorded and nothing runs. ``require_effect`` asks that predictions or
     accuracy moved too; without it persistent skew is enough. ``cooldown_seconds`` is the least time between

@@ -99,8 +99,9 @@ class Monitor:
             reference=info.reference,
             labels=info.manifest.labels,
             blocks=tuple(blocks),
-            attributes={d: dict(devices[d].attributes) for d in readiness.covered if d in devices},
+            attributes={c.device: dict(devices[c.device].attributes) for c in active if c.device in devices},
             baseline=self._ledger.baseline(digest),
+            origins=self._ledger.origins(digest),
         )
         findings = drift.judge(look, self._config)
         trails = {(t.cohort, t.kind): t for t in self._ledger.trails() if t.digest == digest}
@@ -136,6 +137,9 @@ class Monitor:
         with self._ledger.transaction():
             for (digest, device), last in cursors.items():
                 self._ledger.put_cursor(digest, device, last)
+            for block in look.blocks:
+                if block.device not in look.origins:
+                    self._ledger.put_origin(look.digest, block.device, block.profile)
             if look.baseline is None and findings.baseline is not None:
                 self._ledger.put_baseline(look.digest, findings.baseline, now_ns)
             for v in verdicts:

@@ -38,9 +38,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one committed batch came to: windows new, known already, and refused for overlapping a stored
-    one.
-    """
+    """What one committed batch came to: windows new, known already, and refused for overlapping a stored one."""
 
     stored: int
     duplicates: int
@@ -107,9 +105,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFigures:
-    """Totals of the telemetry store since it was made, except ``dead_letters``, which counts what is kept
-    now.
-    """
+    """Totals of the telemetry store since it was made, except ``dead_letters``, which counts what is kept now."""
 
     windows: int
     rows: int
@@ -344,9 +340,7 @@ class Trail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A device's outputs at the baseline look: its profile, and its share of right answers where truth was
-    known.
-    """
+    """A device's outputs at the baseline look: its profile, and its share of right answers where truth was known."""
 
     device: DeviceId
     profile: Profile

@@ -1,8 +1,9 @@
 """The aggregator's composition root: one loop that joins two MQTT identities, two stores and the pure cores.
 
-The order that loses nothing: take what has arrived (bounded), commit it in one transaction per store, tell the devices
-what is stored, and only then let the broker forget the messages. Killed at any point, whatever was acknowledged is on
-disk, and whatever was not comes again: from the broker's session or from the device's outbox.
+The order that loses nothing: take what has arrived (bounded), commit it in one transaction per store, tell
+the devices what is stored, and only then let the broker forget the messages. Killed at any point, whatever
+was acknowledged is on disk, and whatever was not comes again: from the broker's session or from the device's
+outbox.
 """
 
 import logging

@@ -7,6 +7,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ class _Script:
         return found
 
 
+def _arms(
+    runtime: Runtime, session: ort.InferenceSession, script: _Script, rows: list[NDArray[np.float32]]
+) -> dict[str, Callable[[int], object]]:
+    key = session.get_inputs()[0].name
+
+    def ours(i: int) -> object:
+        return runtime.predict(rows[i])
+
+    def bare(i: int) -> object:
+        return session.run(None, {key: rows[i][None]})
+
+    def by_hand(i: int) -> object:
+        return script.predict(rows[i])
+
+    return {"runtime": ours, "bare": bare, "script": by_hand}
+
+
 def run() -> list[dict[str, Any]]:
     """One row of figures per model."""
     data = load_watch().select(people=(1, 2, 3, 4, 5, 6), wrists=(0,))
@@ -72,15 +90,7 @@ def run() -> list[dict[str, Any]]:
             runtime = Runtime(artifact.path)
             edges = [np.asarray(c.edges, np.float32) for c in runtime.engine.info.reference.spec.features]
         session = _plain(pipeline, x)
-        script = _Script(session, edges)
-        key = session.get_inputs()[0].name
-        timings = interleave(
-            {
-                "runtime": lambda i, r=runtime: r.predict(rows[i]),
-                "bare": lambda i, s=session, k=key: s.run(None, {k: rows[i][None]}),
-                "script": lambda i, s=script: s.predict(rows[i]),
-            }
-        )
+        timings = interleave(_arms(runtime, session, _Script(session, edges), rows))
         bare, script_time, ours = timings["bare"], timings["script"], timings["runtime"]
         found.append(
             {

@@ -86,11 +86,11 @@ class Processes:
             return {m.name: m.starts - 1 for m in self._managed.values() if m.starts > 1}
 
     def check(self) -> None:
-        """Raises `ProcessDied` when one that is not restarted has ended."""
+        """Raises `ProcessDied` when one that is not restarted has failed."""
         with self._lock:
             for m in self._managed.values():
                 code = m.process.poll()
-                if code is not None and not m.restart:
+                if code and not m.restart:
                     raise ProcessDied(f"{m.name} ended with code {code}:\n{tail(m.log)}")
 
     def stop(self) -> None:

@@ -24,7 +24,6 @@ from converters.report import ParityReport
 from converters.rewrite import Folded, fold
 from converters.signature import Signature
 from converters.table import Rows, Table
-from edge_runtime import __version__ as skiff_version
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ArtifactError, ConfigError, ContractError, InputError
 from edge_runtime.contract.ids import Digest
@@ -55,7 +54,7 @@ GOLDEN_BYTES: Final = 48 * 1024
 NARROW_SHARE: Final = 0.25
 """float32 arithmetic is taken when a first look at all kinds of rows uses no more than this share of the tolerance."""
 _FIRST_LOOK: Final = 1024
-_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skl2onnx")
+_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skiff-edge", "skl2onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,10 +243,7 @@ def _manifest(
         ir_version=IR_VERSION,
         layout=layout,
         training_digest=digest,
-        libraries=(
-            ("skiff", skiff_version),
-            *((library, metadata.version(library)) for library in _LIBRARIES),
-        ),
+        libraries=tuple((library, metadata.version(library)) for library in _LIBRARIES),
         budgets=budgets,
     )
 

@@ -99,7 +99,7 @@ def largest_left(
     while (open_ := high - low > 1).any():
         middle = (low + high) // 2
         raw[:] = 0.0
-        raw[cell, column] = float_of(middle)
+        raw[cell, column] = float_of(np.clip(middle, -LARGEST_KEY, LARGEST_KEY))
         with by_position():
             scaled = _through(scalers, raw.copy())[cell, column].astype(np.float32)
         left = scaled <= pairs[:, 1]

@@ -250,6 +250,7 @@ class Daemon:
             if self._feed is not None:
                 self._feed.attach(None)
             return
+        before = self._runtime.engine if self._runtime is not None else None
         try:
             engine = Engine(self._slots.blob(digest), threads=self._config.threads, expect=digest)
             old = self._runtime.swap(engine) if self._runtime is not None else None
@@ -261,7 +262,8 @@ class Daemon:
             self._runtime = Runtime(engine)
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
-        self._runtime.measure_cpu = self._on_trial()
+        self._runtime.incumbent = before if before is not None and before.digest != digest else None
+        self._measure(self._runtime)
         self._sampled = (0, 0, time.monotonic())
         self._window = self._open_window()
         if self._feed is not None:
@@ -312,10 +314,17 @@ class Daemon:
                 failed=stats.failed - failed,
                 seconds=now - since,
                 cpu=stats.cpu,
+                incumbent_cpu=stats.incumbent_cpu,
                 rss_bytes=self._probes.health().rss_bytes,
             )
         )
+        self._measure(runtime)
+
+    def _measure(self, runtime: Runtime) -> None:
+        """CPU times are taken during a trial only, and the incumbent is kept in memory that long."""
         runtime.measure_cpu = self._on_trial()
+        if not runtime.measure_cpu:
+            runtime.incumbent = None
 
     def _on_trial(self) -> bool:
         return self._agent.slots.trial is not None

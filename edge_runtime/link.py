@@ -31,6 +31,7 @@ MAX_OUTSTANDING: Final = 1000
 STABLE_SECONDS: Final = 10.0
 """A connection that lasted this long starts the backoff anew; a shorter one counts as a failed attempt."""
 LOOP_SECONDS: Final = 5.0
+STOP_POLL_SECONDS: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ class Link:
         self._subscriptions: dict[str, int] = {}
         self._asked: dict[int, str] = {}
         self._refusal = ""
+        self._last: mqtt.MQTTMessageInfo | None = None
 
     @property
     def connected(self) -> bool:
@@ -150,19 +152,28 @@ class Link:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Sends what is queued, says goodbye (no last will) and ends the thread; gives up after ``timeout`` seconds.
+        """Waits until what was published is acknowledged, says goodbye (no last will) and ends the thread.
 
-        Events already in the inbox can still be polled.
+        Gives up after ``timeout`` seconds. Events already in the inbox can still be polled.
         """
-        self._stopping.set()
+        deadline = time.monotonic() + timeout
         self._inbox.close()
+        # A socket that is closed with acknowledgements unread is reset, and the broker then drops what it had not read.
+        while (
+            (last := self._last)
+            and self._connected
+            and not last.is_published()
+            and time.monotonic() < deadline
+        ):
+            last.wait_for_publish(STOP_POLL_SECONDS)
+        self._stopping.set()
         with self._lock:
             client = self._client
             if client is not None:
                 client.disconnect()
         if self._thread.ident is None:
             return
-        self._thread.join(timeout)
+        self._thread.join(max(STOP_POLL_SECONDS, deadline - time.monotonic()))
         if self._thread.is_alive() and client is not None:
             log.warning("link_stop_forced client=%s timeout_seconds=%s", self._client_id, timeout)
             wire = client.socket()
@@ -210,6 +221,7 @@ class Link:
                 )
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 raise LinkError(f"cannot publish to {message.topic}: {mqtt.error_string(info.rc)}")
+            self._last = info
             return _token(self._epoch, info.mid)
 
     def acknowledge(self, received: Received) -> None:

@@ -67,7 +67,9 @@ class Schema:
 
     def _from_array(self, rows: NDArray[Any]) -> tuple[Rows, bool]:
         if hasattr(rows, "mask"):
-            raise InputError("type", "a masked array says not what to use in its gaps; pass rows.filled(np.nan)")
+            raise InputError(
+                "type", "a masked array says not what to use in its gaps; pass rows.filled(np.nan)"
+            )
         if rows.dtype.kind not in "fiub":
             raise InputError("type", f"an array of {rows.dtype} is not an array of numbers")
         if rows.ndim not in (1, 2) or rows.shape[-1] != len(self.names):

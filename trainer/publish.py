@@ -100,7 +100,6 @@ class Repository:
         """Digests that no device installs any more."""
         return self._load().revoked
 
-    @property
     def expiries(self) -> dict[str, datetime]:
         """When each role's metadata expires (UTC). `refresh` renews snapshot and timestamp, `renew` all."""
         return self._load().expiries

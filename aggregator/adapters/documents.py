@@ -1,6 +1,4 @@
-"""How control state is written in the ledger: JSON text, read back field by field. What is None is left
-out.
-"""
+"""How control state is written in the ledger: JSON text, read back field by field. What is None is left out."""
 
 import base64
 import json
@@ -151,16 +149,41 @@ def _pairs(f: Fields, name: str) -> list[tuple[str, str]]:
     return [(str(pair[0]), str(pair[1])) for pair in f.items(name) if isinstance(pair, list)]
 
 
+def _profile_document(profile: Profile) -> dict[str, Any]:
+    return {
+        "layout": profile.layout,
+        "rows": profile.rows,
+        "counts": base64.b64encode(pack_counts(profile.counts)).decode("ascii"),
+        "sums": profile.sums.tolist(),
+    }
+
+
+def _read_profile(f: Fields) -> Profile:
+    return Profile(
+        layout=ids.layout_id(f.text("layout")),
+        rows=f.integer("rows"),
+        counts=unpack_counts(base64.b64decode(f.text("counts", max_length=1 << 24))),
+        sums=np.asarray(f.integers("sums"), np.int64),
+    )
+
+
+def profile_text(profile: Profile) -> str:
+    """A profile as JSON text, counters packed as on the wire."""
+    return json.dumps(_profile_document(profile))
+
+
+def read_profile(text: str) -> Profile:
+    """Reads what `profile_text` wrote; raises `ContractError`."""
+    return _read_profile(Fields(json.loads(text), "profile"))
+
+
 def units_text(units: Iterable[Unit]) -> str:
-    """The baseline's units as JSON text, counters packed as on the wire."""
+    """The baseline's units as JSON text."""
     return json.dumps(
         [
             {
                 "device": unit.device,
-                "layout": unit.profile.layout,
-                "rows": unit.profile.rows,
-                "counts": base64.b64encode(pack_counts(unit.profile.counts)).decode("ascii"),
-                "sums": unit.profile.sums.tolist(),
+                "profile": _profile_document(unit.profile),
                 "labelled": unit.labelled,
                 "correct": unit.correct,
             }
@@ -172,21 +195,12 @@ def units_text(units: Iterable[Unit]) -> str:
 def read_units(text: str) -> tuple[Unit, ...]:
     """Reads what `units_text` wrote; raises `ContractError`."""
     f = Fields({"units": json.loads(text)}, "baseline")
-    units = []
-    for g in f.sections("units"):
-        counts = unpack_counts(base64.b64decode(g.text("counts", max_length=1 << 24)))
-        profile = Profile(
-            layout=ids.layout_id(g.text("layout")),
-            rows=g.integer("rows"),
-            counts=counts,
-            sums=np.asarray(g.integers("sums"), np.int64),
+    return tuple(
+        Unit(
+            device=ids.device_id(g.text("device")),
+            profile=_read_profile(g.section("profile")),
+            labelled=g.integer("labelled"),
+            correct=g.integer("correct"),
         )
-        units.append(
-            Unit(
-                device=ids.device_id(g.text("device")),
-                profile=profile,
-                labelled=g.integer("labelled"),
-                correct=g.integer("correct"),
-            )
-        )
-    return tuple(units)
+        for g in f.sections("units")
+    )

@@ -24,8 +24,7 @@ class HookResult:
 
 
 class Hook:
-    """The command, given the path of a request in place of ``{request}``. Its standard output and error go to
-    a file.
+    """The command, given the path of a request in place of ``{request}``. Its standard output and error go to a file.
 
     Not thread-safe; `poll` is called from the owner's loop.
     """

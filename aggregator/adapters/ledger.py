@@ -1,5 +1,4 @@
-"""The control state: devices, releases, rollouts, the audit log, verdicts and incidents, retrain requests,
-orders.
+"""The control state: devices, releases, rollouts, the audit log, verdicts and incidents, retrain requests, orders.
 
 The service is its one writer, except for `request`, with which the command line leaves an order. Every method
 that changes something is one transaction; `save` takes many changes into one.
@@ -26,6 +25,7 @@ from aggregator.records import (
 )
 from edge_runtime.contract import ids, release
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName
+from edge_runtime.contract.profile import Profile
 
 VERSION: Final = 1
 
@@ -62,6 +62,8 @@ CREATE TABLE incidents (
   opened_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL, closed_ns INTEGER, closed_why TEXT NOT NULL DEFAULT '',
   columns TEXT NOT NULL, document TEXT NOT NULL);
 CREATE UNIQUE INDEX incidents_open ON incidents (digest, cohort, kind) WHERE closed_ns IS NULL;
+CREATE TABLE origins (
+  digest TEXT NOT NULL, device TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (digest, device)) WITHOUT ROWID;
 CREATE TABLE baselines (digest TEXT PRIMARY KEY, at_ns INTEGER NOT NULL, document TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE retrains (
   id INTEGER PRIMARY KEY, model TEXT NOT NULL, digest TEXT NOT NULL, cohort TEXT NOT NULL, created_ns INTEGER NOT NULL,
@@ -144,9 +146,7 @@ class Ledger:
     # ── releases and rollouts ──────────────────────────────────────────────────────────────────────────
 
     def put_track(self, track: Track) -> None:
-        """Writes a track, its rollout, and its cohort's revision, which never falls; call it within
-        `save`.
-        """
+        """Writes a track, its rollout, and its cohort's revision, which never falls; call it within `save`."""
         payload = release.to_payload(track.release) if track.release else None
         text = documents.to_text(track.rollout) if track.rollout else None
         self._db.execute(
@@ -207,9 +207,7 @@ class Ledger:
         return done.lastrowid
 
     def answer(self, number: int) -> tuple[str, str]:
-        """(``pending``, ``accepted`` or ``refused``, the reason or the rollout's name); KeyError when
-        unknown.
-        """
+        """(``pending``, ``accepted`` or ``refused``, the reason or the rollout's name); KeyError when unknown."""
         row = self._db.execute("SELECT state, answer FROM requests WHERE id=?", (number,)).fetchone()
         if row is None:
             raise KeyError(number)
@@ -320,6 +318,17 @@ class Ledger:
         rows = self._db.execute("SELECT digest, device, last FROM cursors")
         return {(Digest(a), DeviceId(d)): int(n) for a, d, n in rows}
 
+    def put_origin(self, digest: Digest, device: DeviceId, profile: Profile) -> None:
+        """Keeps what a device's first look at an artifact saw, once; call it in a `transaction`."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO origins VALUES (?,?,?)", (digest, device, documents.profile_text(profile))
+        )
+
+    def origins(self, digest: Digest) -> dict[DeviceId, Profile]:
+        """What each device's first look at an artifact saw."""
+        rows = self._db.execute("SELECT device, document FROM origins WHERE digest=?", (digest,))
+        return {DeviceId(device): documents.read_profile(text) for device, text in rows}
+
     def put_baseline(self, digest: Digest, units: Iterable[Unit], at_ns: int) -> None:
         """Keeps the artifact's baseline, once; call it in a `transaction`."""
         self._db.execute(
@@ -334,9 +343,7 @@ class Ledger:
     # ── retraining ─────────────────────────────────────────────────────────────────────────────────────
 
     def put_retrain(self, r: RetrainRequest, state: str) -> int:
-        """Keeps a request, ``waiting`` for its hook or only ``recorded``; returns its number. Call it within
-        `save`.
-        """
+        """Keeps a request, ``waiting`` for its hook or only ``recorded``; returns its number. Call it within `save`."""
         done = self._db.execute(
             "INSERT INTO retrains (model, digest, cohort, created_ns, why, document, state) VALUES (?,?,?,?,?,?,?)",
             (r.model, r.digest, r.cohort, r.at_ns, r.why, r.document, state),

@@ -37,6 +37,8 @@ CREATE TABLE windows (
   latency TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', UNIQUE (device, session, seq));
 CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE INDEX windows_by_stream ON windows (digest, device, id);
+CREATE INDEX windows_unjudged ON windows (digest) WHERE state=0;
+CREATE INDEX windows_rejected ON windows (digest) WHERE state=2;
 CREATE INDEX windows_by_receipt ON windows (received_ns);
 CREATE TABLE streams (
   digest TEXT NOT NULL, device TEXT NOT NULL, newest INTEGER NOT NULL, PRIMARY KEY (digest, device)) WITHOUT ROWID;
@@ -83,9 +85,7 @@ class Windows:
         dead: Sequence[DeadLetter],
         received_ns: int,
     ) -> Stored:
-        """Commits a batch; durable on return. Raises `sqlite3.Error` with nothing stored when the disk
-        fails.
-        """
+        """Commits a batch; durable on return. Raises `sqlite3.Error` with nothing stored when the disk fails."""
         stored = duplicates = overlapping = 0
         with transaction(self._db):
             for arrival in windows:
@@ -177,17 +177,16 @@ class Windows:
             )
 
     def settle(self, digest: Digest, check: Callable[[Profile], object]) -> tuple[int, int]:
-        """The artifact became known: judges up to `SETTLE_WINDOWS` windows kept unjudged; (accepted,
-        rejected).
+        """The artifact became known: judges up to `SETTLE_WINDOWS` windows kept unjudged; (accepted, rejected).
 
-        Call it until both are 0. ``check`` raises `ContractError` on a profile that contradicts the artifact; that
-        window stays stored, with the reason, and is left out of every answer.
+        Call it until both are 0. ``check`` raises `ContractError` on a profile that contradicts the artifact;
+        that window stays stored, with the reason, and is left out of every answer.
         """
         accepted = rejected = 0
         with transaction(self._db):
             rows = self._db.execute(
-                "SELECT id, payload FROM windows JOIN payloads USING (id) WHERE digest=? AND state=? LIMIT ?",
-                (digest, UNJUDGED, SETTLE_WINDOWS),
+                "SELECT id, payload FROM windows JOIN payloads USING (id) WHERE digest=? AND state=0 LIMIT ?",
+                (digest, SETTLE_WINDOWS),
             ).fetchall()
             for number, payload in rows:
                 try:
@@ -203,9 +202,7 @@ class Windows:
         return accepted, rejected
 
     def prune(self, before_ns: int) -> int:
-        """Drops windows and events received before ``before_ns``; the counters since the store was made
-        stay.
-        """
+        """Drops windows and events received before ``before_ns``; the counters since the store was made stay."""
         with transaction(self._db):
             old = "(SELECT id FROM windows WHERE received_ns<?)"
             self._db.execute(f"DELETE FROM payloads WHERE id IN {old}", (before_ns,))  # noqa: S608
@@ -217,12 +214,7 @@ class Windows:
 
     def unjudged(self) -> tuple[Digest, ...]:
         """Artifacts with windows that wait for their layout."""
-        rows = self._db.execute(
-            "SELECT digest FROM streams WHERE EXISTS"
-            " (SELECT 1 FROM windows w WHERE w.digest=streams.digest AND w.device=streams.device AND w.state=?)"
-            " GROUP BY digest",
-            (UNJUDGED,),
-        )
+        rows = self._db.execute("SELECT DISTINCT digest FROM windows WHERE state=0 ORDER BY digest")
         return tuple(Digest(row[0]) for row in rows)
 
     def streams(self) -> tuple[tuple[Digest, DeviceId, int], ...]:
@@ -242,8 +234,7 @@ class Windows:
     def block(
         self, digest: Digest, device: DeviceId, after: int, *, rows: int, seconds: float
     ) -> Block | None:
-        """The newest windows numbered above ``after``, as many as it takes to cover ``rows`` and ``seconds``,
-        merged.
+        """The newest windows numbered above ``after``, as many as it takes to cover ``rows`` and ``seconds``, merged.
 
         None when all of them together do not cover that.
         """
@@ -285,9 +276,7 @@ class Windows:
             yield _window(payload)
 
     def profiles(self, selection: Selection) -> tuple[Profile, ...]:
-        """The merged profile per layout of the selected windows: profiles of different layouts cannot be
-        merged.
-        """
+        """The merged profile per layout of the selected windows: profiles of different layouts cannot be merged."""
         merged: dict[tuple[str, int], Profile] = {}
         for window in self.windows(selection):
             key = (window.profile.layout, window.profile.sums.size)
@@ -319,7 +308,7 @@ class Windows:
                 labelled=row[6],
                 correct=row[7],
                 wire_bytes=row[8],
-                rss_bytes=self._one("SELECT rss_bytes FROM windows WHERE id=?", row[12]),
+                rss_bytes=self._rss(row[12]),
                 peak_rss_bytes=row[9],
                 first_ns=row[10],
                 last_ns=row[11],
@@ -343,12 +332,12 @@ class Windows:
         return StoreFigures(
             windows=counters.get("windows", 0),
             rows=counters.get("rows", 0),
-            unjudged=self._one("SELECT COUNT(*) FROM windows WHERE state=?", UNJUDGED),
-            rejected=self._one("SELECT COUNT(*) FROM windows WHERE state=?", REJECTED),
+            unjudged=self._count_of("windows WHERE state=0"),
+            rejected=self._count_of("windows WHERE state=2"),
             duplicates_rejected=counters.get("duplicates_rejected", 0),
             overlaps_rejected=counters.get("overlaps_rejected", 0),
-            events=self._one("SELECT COUNT(*) FROM events WHERE id>?", 0),
-            dead_letters=self._one("SELECT COUNT(*) FROM dead_letters WHERE id>?", 0),
+            events=self._count_of("events"),
+            dead_letters=self._count_of("dead_letters"),
             dead_letters_ever=counters.get("dead_letters", 0),
         )
 
@@ -368,8 +357,11 @@ class Windows:
             limit,
         )
 
-    def _one(self, query: str, value: int) -> int:
-        return int(self._db.execute(query, (value,)).fetchone()[0])
+    def _rss(self, number: int) -> int:
+        return int(self._db.execute("SELECT rss_bytes FROM windows WHERE id=?", (number,)).fetchone()[0])
+
+    def _count_of(self, what: str) -> int:
+        return int(self._db.execute(f"SELECT COUNT(*) FROM {what}").fetchone()[0])  # noqa: S608
 
     def _dicts(self, query: str, limit: int) -> tuple[dict[str, Any], ...]:
         answer = self._db.execute(query, (limit,))

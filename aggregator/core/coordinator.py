@@ -155,8 +155,11 @@ class Coordinator:
             case Connected():
                 return [Publish(t.release) for t in self._tracks.values() if t.release is not None]
             case StatusSeen():
+                before = self._devices.get(event.record.device)
                 self._devices[event.record.device] = event.record
-                return self._over_active(self._status_changed, now_ns)
+                return self._over_active(
+                    lambda r, now: self._status_seen(r, before, event.record, now), now_ns
+                )
             case RequestSeen():
                 return self._request(event, now_ns)
             case Tick():
@@ -173,6 +176,19 @@ class Coordinator:
         return actions
 
     # ── what devices and time bring ────────────────────────────────────────────────────────────────────
+
+    def _status_seen(
+        self, r: Rollout, before: DeviceRecord | None, record: DeviceRecord, now_ns: int
+    ) -> list[Action]:
+        """Looks at the whole cohort only for what can't wait for the next tick: a status must not cost a fleet."""
+        came = (
+            before is None
+            or not before.online
+            or before.cohort != record.cohort
+            or before.report(r.model) is None
+        )
+        urgent = (came or gates.failure(record, r)) and rollout.members(r, [record])
+        return self._status_changed(r, now_ns) if urgent or r.state == rollout.DRAFT else []
 
     def _status_changed(self, r: Rollout, now_ns: int) -> list[Action]:
         known = self._devices.values()
@@ -313,9 +329,7 @@ class Coordinator:
         return [Save(track)]
 
     def _change(self, r: Rollout, who: str, what: str, why: str, now_ns: int) -> list[Action]:
-        """Saves ``r``; when it means another release than the one in force, that too, under a higher
-        revision.
-        """
+        """Saves ``r``; when it means another release than the one in force, that too, under a higher revision."""
         before = self._tracks[r.cohort, r.model].release
         audit = self._audit(r, who, what, why, now_ns)
         if before is None and r.threshold == 0 and r.state != rollout.COMPLETED:

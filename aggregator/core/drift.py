@@ -1,10 +1,12 @@
 """Has the world moved? The verdict of one look at a fleet that runs one artifact.
 
-The unit is the device (and the training group), never the row: see `aggregator.core.permutation`. Three
+The unit is the device (and the training group), never the row: see `aggregator.core.permutation`. Four
 kinds:
 
 - ``skew``: the inputs of the devices against the training groups. Pooled training rows would not do: they are
   a few units themselves, and testing against them alarms in nearly every drift-free run.
+- ``drift``: the inputs of each device against its own first look under this artifact. What devices differ in
+  from each other cancels, so a change in part of a fleet is seen that skew has no power for.
 - ``prediction``: the outputs of the devices against the *baseline*, the outputs of those devices at the
   artifact's first look whose inputs the training covers. Not against training: a model is surer of rows it
   was fitted on.
@@ -35,8 +37,9 @@ from aggregator.core.figures import ColumnFigures, Columns
 from aggregator.records import Block, Figure, Judgement, Unit
 from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.manifest import Reference
+from edge_runtime.contract.profile import Profile
 
-KINDS: Final = ("skew", "prediction", "performance")
+KINDS: Final = ("skew", "drift", "prediction", "performance")
 STABLE: Final = "stable"
 MOVED: Final = "moved"
 INSUFFICIENT: Final = "insufficient"
@@ -53,9 +56,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether to look now; ``left_out`` names the devices that do not cover the horizon yet, and by how
-    much.
-    """
+    """Whether to look now; ``left_out`` names the devices that do not cover the horizon yet, and by how much."""
 
     ready: bool
     covered: tuple[DeviceId, ...]
@@ -92,8 +93,10 @@ def readiness(active: Sequence[Coverage], waited_seconds: float, config: DriftCo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """Everything one look judges: the artifact's reference, one block per device, and what the devices
-    are.
+    """Everything one look judges: the artifact's reference, one block per device, and what the devices are.
+
+    ``baseline`` and ``origins`` come from earlier looks at the artifact: the outputs to compare with, and
+    each device's own first profile.
     """
 
     digest: Digest
@@ -102,13 +105,12 @@ class Look:
     blocks: tuple[Block, ...]
     attributes: Mapping[DeviceId, Mapping[str, str]]
     baseline: tuple[Unit, ...] | None
+    origins: Mapping[DeviceId, Profile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """One judgement per (cohort, kind), the devices of each cohort, and the baseline, made now if there was
-    none.
-    """
+    """One judgement per (cohort, kind), the devices of each cohort, and the baseline, made now if there was none."""
 
     judgements: Mapping[tuple[str, str], Judgement]
     devices: Mapping[str, tuple[DeviceId, ...]]
@@ -137,6 +139,8 @@ def judge(look: Look, config: DriftConfig) -> Findings:
     for cohort in members:
         terms = _Terms(config, level, _seed(look, cohort, "skew"))
         found[cohort, "skew"] = _skew(look, chosen[cohort], terms)
+        terms = _Terms(config, level, _seed(look, cohort, "drift"))
+        found[cohort, "drift"] = _drift(look, chosen[cohort], terms)
     baseline = look.baseline or _baseline(members, found, blocks, config)
     for cohort in members:
         terms = _Terms(config, level, _seed(look, cohort, "prediction"))
@@ -171,12 +175,16 @@ def _lacking(reference: int, fleet: int, needs: int, what: str, terms: _Terms) -
     smallest = permutation.smallest_p(
         reference, fleet, exact_limit=config.exact_limit, samples=config.samples
     )
-    if smallest > terms.level:
-        return (
-            f"{reference} {what} and {fleet} devices allow no p below {smallest:.4f}, the level is "
-            f"{terms.level:.4f}: more devices or a larger alpha are needed"
-        )
-    return ""
+    return _unreachable(smallest, f"{reference} {what} and {fleet} devices", terms)
+
+
+def _unreachable(smallest: float, units: str, terms: _Terms) -> str:
+    if smallest <= terms.level:
+        return ""
+    return (
+        f"{units} allow no p below {smallest:.4f}, the level is {terms.level:.4f}: "
+        "more devices or a larger alpha are needed"
+    )
 
 
 def _insufficient(reason: str, reference: int, fleet: int, terms: _Terms) -> Judgement:
@@ -200,7 +208,33 @@ def _skew(look: Look, blocks: list[Block], terms: _Terms) -> Judgement:
     fleet = [block.profile for block in blocks]
     columns = figures.input_columns(spec, [*groups, *fleet])
     readings = [figures.column_figures(spec, j, groups, fleet) for j in range(len(spec.features))]
-    return _judgement(columns, readings, len(groups), terms)
+    test = _compare(columns, len(groups), terms)
+    return _judgement(columns.names, readings, test, (len(groups), len(fleet)), terms)
+
+
+def _drift(look: Look, blocks: list[Block], terms: _Terms) -> Judgement:
+    config = terms.config
+    known = [block for block in blocks if block.device in look.origins]
+    n = len(known)
+    smallest = permutation.smallest_p_of_pairs(n, exact_limit=config.exact_limit, samples=config.samples)
+    lacking = _unreachable(smallest, f"{n} devices with a past", terms)
+    if n < config.min_devices:
+        lacking = f"{n} devices were part of an earlier look; {config.min_devices} are needed"
+    if lacking:
+        return _insufficient(lacking, n, n, terms)
+    spec = look.reference.spec
+    before, now = [look.origins[block.device] for block in known], [block.profile for block in known]
+    columns = figures.input_columns(spec, [*before, *now])
+    test = permutation.compare_pairs(
+        columns.values[n:] - columns.values[:n],
+        columns.owners,
+        floor=config.variance_floor,
+        exact_limit=config.exact_limit,
+        samples=config.samples,
+        seed=terms.seed,
+    )
+    readings = [figures.column_figures(spec, j, before, now) for j in range(len(spec.features))]
+    return _judgement(columns.names, readings, test, (n, n), terms)
 
 
 def _prediction(look: Look, baseline: Sequence[Unit], blocks: list[Block], terms: _Terms) -> Judgement:
@@ -215,7 +249,8 @@ def _prediction(look: Look, baseline: Sequence[Unit], blocks: list[Block], terms
     for owner in range(1, len(columns.names)):
         share = columns.values[:, columns.owners == owner][:, 0]
         readings.append(figures.share_figures(share[: len(before)], share[len(before) :]))
-    return _judgement(columns, readings, len(before), terms)
+    test = _compare(columns, len(before), terms)
+    return _judgement(columns.names, readings, test, (len(before), len(fleet)), terms)
 
 
 def _performance(baseline: Sequence[Unit], blocks: list[Block], terms: _Terms) -> Judgement:
@@ -294,13 +329,16 @@ def _figure(name: str, reading: ColumnFigures, p: float, statistic: float, *, mo
 
 
 def _judgement(
-    columns: Columns, readings: Sequence[ColumnFigures], reference: int, terms: _Terms
+    names: Sequence[str],
+    readings: Sequence[ColumnFigures],
+    test: permutation.Comparison,
+    units: tuple[int, int],
+    terms: _Terms,
 ) -> Judgement:
-    """Tests the first ``reference`` units against the rest; ``readings`` has the figures of each name."""
+    """The judgement of ``test``, whose owners have these ``names`` and ``readings``."""
     config = terms.config
-    test = _compare(columns, reference, terms)
     found = []
-    for j, (name, reading) in enumerate(zip(columns.names, readings, strict=True)):
+    for j, (name, reading) in enumerate(zip(names, readings, strict=True)):
         missing = abs(reading.missing[1] - reading.missing[0])
         large = reading.psi >= config.psi_floor or max(reading.ks, missing) >= config.cdf_floor
         p, statistic = float(test.owner_p[j]), float(test.statistic[j])
@@ -318,8 +356,8 @@ def _judgement(
         reason=reason,
         p=test.p,
         alpha=terms.level,
-        reference_units=reference,
-        fleet_units=len(columns.values) - reference,
+        reference_units=units[0],
+        fleet_units=units[1],
         permutations=test.permutations,
         exact=test.exact,
         figures=tuple(found),

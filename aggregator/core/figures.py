@@ -21,9 +21,7 @@ SHARE_FLOOR: Final = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
-    """Units as vectors: ``values`` (units, components) in [0, 1]; ``owners`` (components,) index into
-    ``names``.
-    """
+    """Units as vectors: ``values`` (units, components) in [0, 1]; ``owners`` (components,) index into ``names``."""
 
     names: tuple[str, ...]
     values: Matrix
@@ -35,8 +33,7 @@ def _counts(profiles: Sequence[Profile]) -> Matrix:
 
 
 def _shares(counts: Matrix, spec: CellSpec, column: int) -> tuple[Matrix, Matrix]:
-    """(units, cells) shares among finite values and (units, 2) shares of missing and non-finite among all
-    rows.
+    """(units, cells) shares among finite values and (units, 2) shares of missing and non-finite among all rows.
 
     A unit without one finite value has NaN shares.
     """
@@ -51,9 +48,7 @@ def _shares(counts: Matrix, spec: CellSpec, column: int) -> tuple[Matrix, Matrix
 
 
 def _filled(values: Matrix) -> Matrix:
-    """NaN replaced by the column's mean over the units that have it (0.5 when none has): it speaks for
-    neither side.
-    """
+    """NaN replaced by the column's mean over the units that have it (0.5 when none has): it speaks for neither side."""
     known = ~np.isnan(values)
     n = known.sum(axis=0)
     mean = np.where(n > 0, np.where(known, values, 0.0).sum(axis=0) / np.maximum(n, 1), 0.5)
@@ -61,9 +56,7 @@ def _filled(values: Matrix) -> Matrix:
 
 
 def input_columns(spec: CellSpec, profiles: Sequence[Profile]) -> Columns:
-    """Per feature: its distribution function at every edge, then the shares of missing and of non-finite
-    values.
-    """
+    """Per feature: its distribution function at every edge, then the shares of missing and of non-finite values."""
     counts = _counts(profiles)
     parts = []
     for j in range(len(spec.features)):
@@ -78,9 +71,7 @@ def input_columns(spec: CellSpec, profiles: Sequence[Profile]) -> Columns:
 
 
 def output_columns(spec: CellSpec, profiles: Sequence[Profile], labels: Sequence[object]) -> Columns:
-    """The score's distribution function at every edge, then the share of each predicted class, each its own
-    name.
-    """
+    """The score's distribution function at every edge, then the share of each predicted class, each its own name."""
     counts = _counts(profiles)
     shares, _ = _shares(counts, spec, len(spec.features))
     parts = [_filled(np.cumsum(shares, axis=1)[:, :-1])]
@@ -98,9 +89,7 @@ def output_columns(spec: CellSpec, profiles: Sequence[Profile], labels: Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnFigures:
-    """One column, reference against fleet, both as the mean of their units; see
-    `aggregator.records.Figure`.
-    """
+    """One column, reference against fleet, both as the mean of their units; see `aggregator.records.Figure`."""
 
     psi: float
     ks: float

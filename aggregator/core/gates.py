@@ -46,9 +46,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a stage's devices stand: ``present`` can be heard or have decided, ``failed`` refused or rolled
-    back.
-    """
+    """How a stage's devices stand: ``present`` can be heard or have decided, ``failed`` refused or rolled back."""
 
     members: int
     present: int
@@ -74,15 +72,14 @@ def committed(record: DeviceRecord, rollout: Rollout) -> bool:
 def failure(record: DeviceRecord, rollout: Rollout) -> str:
     """Why the device refused or rolled back this rollout's candidate; empty when it did not.
 
-    Only a report made under this rollout counts: an older quarantine may be lifted by this rollout's attempt.
+    Only an outcome reported under this rollout counts. A quarantine alone does not: this rollout's attempt may lift it,
+    and a device whose quarantine stands refuses the candidate when it is asked to run it.
     """
     report = record.report(rollout.model)
     if report is None or report.rollout != rollout.rollout or report.revision < rollout.revision:
         return ""
     if report.outcome in ("refused", "rolled_back") and report.outcome_digest == rollout.candidate:
         return f"{report.outcome}: {report.reason or 'no reason given'}"
-    if rollout.candidate in report.quarantined and report.serving != rollout.candidate:
-        return "the candidate is quarantined there; only a higher attempt lifts that"
     return ""
 
 

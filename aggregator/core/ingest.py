@@ -46,8 +46,8 @@ class Plan:
 def read(topics: Topics, topic: str, payload: bytes) -> Decoded:
     """Decodes one message and holds it against the topic it came on.
 
-    Never raises: the broker would bring a message that ended the service back to the next one. So an error that
-    only a mistake in the decoder can make is a dead letter as well.
+    Never raises: the broker would bring a message that ended the service back to the next one. So an error
+    that only a mistake in the decoder can make is a dead letter as well.
     """
     message: Status | Window | Event | DeadLetter
     try:

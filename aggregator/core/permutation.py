@@ -1,4 +1,4 @@
-"""A two-sample permutation test over many statistics at once, with devices or training groups as its units.
+"""Permutation tests over many statistics at once, with devices or training groups as their units.
 
 Two sets of units, each unit a vector (points of its distribution functions, say). Under no difference the
 units are exchangeable, so every way of dealing them into two sets of the same sizes was equally likely. The
@@ -27,14 +27,12 @@ Floats = NDArray[np.float64]
 
 CHUNK_ELEMENTS: Final = 1 << 14
 TOLERANCE: Final = 1e-9
-"""Dealings whose statistic is this close (relative) to the observed one count as equal: sums differ by
-order."""
+"""Dealings whose statistic is this close (relative) to the observed one count as equal: sums differ by order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Comparison:
-    """``p`` is for all components together; ``owner_p`` (owners,) adjusted for all, ``statistic`` (owners,)
-    observed.
+    """``p`` is for all components together; ``owner_p`` (owners,) adjusted for all, ``statistic`` (owners,) observed.
 
     An owner is a group of components that is named as one (a feature's cut points). ``permutations`` were
     looked at: all there are when ``exact``, else drawn with the seed.
@@ -80,8 +78,8 @@ def _deals(
 
 
 def _statistics(deals: Floats, values: Floats, floor: float, *, one_sided: bool) -> Floats:
-    """(rows, components) statistics; ``values`` (units, components) are centred, so the second set's sums are minus
-    the first's. Works in place: the arrays are large and the time goes into moving them.
+    """(rows, components) statistics; ``values`` (units, components) are centred, so the second set's sums are
+    minus the first's. Works in place: the arrays are large and the time goes into moving them.
     """
     units = len(values)
     n1 = float(deals[0].sum())
@@ -127,10 +125,9 @@ def compare(
         )
     pooled = np.concatenate([first, second]).astype(np.float64)
     values = pooled - pooled.mean(axis=0)
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
     own = np.zeros((1, n1 + n2), np.float64)
     own[0, :n1] = 1.0
-    observed = np.maximum.reduceat(_statistics(own, values, floor, one_sided=one_sided)[0], starts)
+    observed = _by_owner(_statistics(own, values, floor, one_sided=one_sided), owners)
     total = math.comb(n1 + n2, n1)
     exact = total <= exact_limit
     chunk = max(1, CHUNK_ELEMENTS // max(values.shape[1], n1 + n2))
@@ -139,14 +136,80 @@ def compare(
         _statistics(deals, values, floor, one_sided=one_sided).max(axis=1)
         for deals in _deals(n1 + n2, n1, total if exact else samples, rng, chunk)
     ]
-    null = np.sort(np.concatenate(largest))
+    return _comparison(observed, np.concatenate(largest), exact=exact)
+
+
+def compare_pairs(
+    differences: NDArray[np.floating],
+    owners: NDArray[np.int64],
+    *,
+    floor: float,
+    exact_limit: int,
+    samples: int,
+    seed: int,
+) -> Comparison:
+    """Tests whether ``differences`` (units, components), each a unit's later value minus its earlier one, centre on 0.
+
+    Under no change a unit's two values are exchangeable, so each unit's difference is as likely with the
+    other sign (all its components at once). The statistic is |mean| / sqrt(max(variance / n, floor)). All
+    signs are looked at when there are at most ``exact_limit`` patterns up to the sign of all, else
+    ``samples`` are drawn with ``seed``.
+
+    Raises:
+        ValueError: there are fewer than two units, or the shapes do not fit.
+    """
+    units = len(differences)
+    if units < 2 or differences.shape[1:] != owners.shape:
+        raise ValueError(f"cannot compare pairs of shape {differences.shape} with owners {owners.shape}")
+    values = differences.astype(np.float64)
+    squares = (values * values).sum(axis=0)
+
+    def statistics(signs: Floats) -> Floats:
+        means = signs @ values / units
+        variance = (squares - units * means * means) / ((units - 1.0) * units)
+        result: Floats = np.abs(means) / np.sqrt(np.maximum(variance, floor))
+        return result
+
+    observed = _by_owner(statistics(np.ones((1, units))), owners)
+    total = 1 << (units - 1)
+    exact = total <= exact_limit
+    rng = None if exact else np.random.default_rng(seed)
+    chunk = max(1, CHUNK_ELEMENTS // max(values.shape[1], units))
+    largest = [
+        statistics(signs).max(axis=1) for signs in _signs(units, total if exact else samples, rng, chunk)
+    ]
+    return _comparison(observed, np.concatenate(largest), exact=exact)
+
+
+def smallest_p_of_pairs(units: int, *, exact_limit: int, samples: int) -> float:
+    """The smallest p-value that ``units`` pairs can reach."""
+    total = 1 << max(0, units - 1)
+    return 1.0 / total if total <= exact_limit else 1.0 / (1 + samples)
+
+
+def _signs(units: int, total: int, rng: np.random.Generator | None, chunk: int) -> Iterator[Floats]:
+    """±1 matrices (rows, units), the last unit always +1: patterns that differ in every sign are the same."""
+    for start in range(0, total, chunk):
+        rows = min(chunk, total - start)
+        if rng is None:
+            bits = (np.arange(start, start + rows)[:, None] >> np.arange(units)) & 1
+        else:
+            bits = rng.integers(0, 2, size=(rows, units))
+            bits[:, -1] = 0
+        yield np.where(bits, -1.0, 1.0)
+
+
+def _by_owner(statistics: Floats, owners: NDArray[np.int64]) -> Floats:
+    """The largest of each owner's components, from one row of statistics."""
+    found: Floats = np.maximum.reduceat(statistics[0], np.flatnonzero(np.diff(owners, prepend=-1)))
+    return found
+
+
+def _comparison(observed: Floats, largest: Floats, *, exact: bool) -> Comparison:
+    null = np.sort(largest)
     bar = observed - TOLERANCE * np.maximum(1.0, np.abs(observed))
     reached = len(null) - np.searchsorted(null, bar, side="left")
     owner_p = reached / len(null) if exact else (1 + reached) / (1 + len(null))
     return Comparison(
-        p=float(owner_p.min()),
-        owner_p=owner_p,
-        statistic=observed,
-        permutations=len(null),
-        exact=exact,
+        p=float(owner_p.min()), owner_p=owner_p, statistic=observed, permutations=len(null), exact=exact
     )

@@ -7,8 +7,9 @@ back. Rules:
 1. Messages of a session that a newer one has replaced change nothing: a late will cannot hide a newer birth.
 2. Within a session a birth counts when its ``seq`` is higher than any birth before it, also after a death: a
    device that lost its link and came back says so under a new ``seq``. A repeated birth never undoes a death.
-3. A death of the session in force always counts. A will that is late by the device's own reconnection is
-   undone by the next birth, which the service asks for when an "offline" device still sends.
+3. A death of the session in force always counts. It may be late by the device's own reconnection, or come again
+   behind a birth that was seen already, so the device is asked to speak up for a while: if it lives, its next
+   birth undoes the death. Later the service asks when an "offline" device still sends.
 4. A birth of a session never seen before replaces the session in force. A death of such a session cannot be
    told from a late will; while the device is online it only casts doubt, and the device is asked to speak up.
    Silence ends it.
@@ -32,7 +33,7 @@ def apply(record: DeviceRecord | None, status: Status, now_ns: int) -> DeviceRec
     if status.session != record.session:
         return _other_session(record, status, now_ns)
     if not status.online:
-        return replace(record, online=False, doubted_ns=0) if record.online else record
+        return replace(record, online=False, doubted_ns=now_ns) if record.online else record
     if status.seq <= record.seq:
         return record
     return replace(

@@ -1,8 +1,9 @@
 """When a better model is asked for, and what the request tells the trainer.
 
-Drift alone is no reason: harmless drift is common. A request needs inputs that drifted persistently **and**
-predictions or accuracy that moved, in the same cohort of the same artifact. One request per artifact: the
-answer to it is another artifact.
+Drift alone is no reason: harmless drift is common. A request needs inputs that moved persistently, against
+the training (``skew``) or against the devices' own past (``drift``), **and** predictions or accuracy that
+moved, in the same cohort of the same artifact. One request per artifact: the answer to it is another
+artifact.
 """
 
 import base64
@@ -26,7 +27,8 @@ def wanted(
     config: RetrainConfig,
     now_ns: int,
 ) -> tuple[Verdict, ...]:
-    """The verdicts of the worst cohort that call for a retraining, its skew first; empty when none does.
+    """The verdicts of the worst cohort that call for a retraining, what moved in the inputs first; empty when
+    none does.
 
     ``asked`` holds the artifacts a request was already made for, ``latest_ns`` when the model's newest one
     was.
@@ -40,10 +42,10 @@ def wanted(
             drifted.setdefault((verdict.digest, verdict.cohort), []).append(verdict)
     calls = []
     for found in drifted.values():
-        skew = [v for v in found if v.kind == "skew"]
-        effects = [v for v in found if v.kind != "skew"]
-        if skew and (effects or not config.require_effect):
-            calls.append((skew[0].judgement.p, (*skew, *effects)))
+        inputs = [v for v in found if v.kind in ("skew", "drift")]
+        effects = [v for v in found if v.kind in ("prediction", "performance")]
+        if inputs and (effects or not config.require_effect):
+            calls.append((min(v.judgement.p for v in inputs), (*inputs, *effects)))
     return min(calls, key=lambda call: call[0])[1] if calls else ()
 
 

@@ -114,9 +114,7 @@ def begin(rollout: Rollout, devices: Iterable[DeviceRecord], now_ns: int) -> Rol
 
 
 def advance(rollout: Rollout, devices: Iterable[DeviceRecord], now_ns: int) -> Rollout:
-    """The rollout in its next stage, or unchanged while nobody is online; raises `ContractError` after the
-    last.
-    """
+    """The rollout in its next stage, or unchanged while nobody is online; raises `ContractError` after the last."""
     step(rollout, "advance")
     if rollout.stage >= len(rollout.stages):
         raise ContractError(f"rollout {rollout.rollout} is in its last stage: finish it")
@@ -124,9 +122,7 @@ def advance(rollout: Rollout, devices: Iterable[DeviceRecord], now_ns: int) -> R
 
 
 def tighten(rollout: Rollout, devices: Iterable[DeviceRecord]) -> Rollout:
-    """Lowers the threshold when more online devices than the cap lie below it, because some joined or came
-    back.
-    """
+    """Lowers the threshold when more online devices than the cap lie below it, because some joined or came back."""
     if rollout.state not in (RUNNING, PAUSED) or rollout.cap == NO_CAP:
         return rollout
     online = [d for d in members(rollout, devices) if d.online]

@@ -12,8 +12,8 @@ from edge_runtime.contract import ids
 from edge_runtime.contract.ids import DeviceId
 from trainer.datasets import WatchData
 
-FLEET: Final = "demo"
-MODEL: Final = "watch"
+FLEET: Final = ids.fleet_id("demo")
+MODEL: Final = ids.model_name("watch")
 WRISTS: Final = ("left", "right")
 ROWS_PER_SECOND: Final = 300.0
 """A watch makes 5 rows a second: the replay runs 60 times as fast as life."""

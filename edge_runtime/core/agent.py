@@ -26,7 +26,7 @@ from edge_runtime.contract.messages import (
 from edge_runtime.contract.release import Release, from_payload
 from edge_runtime.core import lifecycle
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.core.budget import Budget, breaches
+from edge_runtime.core.budget import Budget, breaches, on_trial
 from edge_runtime.core.events import (
     Action,
     AgentEvent,
@@ -187,7 +187,9 @@ class Agent:
 
     def _report(self) -> ModelReport:
         s = self._slots
-        if s.trial is not None:  # also while the next one is fetched: whoever counts commits must not count this
+        if (
+            s.trial is not None
+        ):  # also while the next one is fetched: whoever counts commits must not count this
             state, candidate = "trial", s.trial.digest
         elif self._phase is not None:
             state, candidate = self._phase
@@ -315,7 +317,7 @@ class Agent:
             return
         self._offers[signed] = claimed.revision
         if len(self._offers) > MAX_OFFERS:
-            del self._offers[min(self._offers, key=self._offers.__getitem__)]
+            del self._offers[next(iter(self._offers))]  # the one that came first
 
     def _start_update(self) -> StartUpdate:
         self._updating = max(self._offers, key=self._offers.__getitem__)
@@ -425,8 +427,9 @@ class Agent:
         judged = trial.cpu.count >= min(TRIAL_MIN_SAMPLES, trial.gate.predictions)
         problems = [f"{event.failed} predictions failed in the engine"] if event.failed else []
         if judged:
+            allowed = on_trial(self._budget, event.incumbent_cpu)
             p99_ns = trial.cpu.quantile_ns(0.99)
-            problems += breaches(self._budget, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
+            problems += breaches(allowed, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
         if problems:
             return self._roll_back("; ".join(problems), trial.digest, wall_ns)
         if judged and trial.progressed and trial.passed:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from edge_runtime.contract import ids, topics
@@ -95,7 +95,10 @@ class UpdateEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What the serving model did since the last report; ``cpu`` has the CPU time of its calls since it was loaded."""
+    """What the serving model did since the last report.
+
+    ``cpu`` has the CPU time of its calls since it was loaded, ``incumbent_cpu`` that of the incumbent in between.
+    """
 
     digest: Digest
     predictions: int
@@ -103,6 +106,7 @@ class Served:
     seconds: float
     cpu: LatencyHistogram
     rss_bytes: int
+    incumbent_cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
 
 
 @dataclass(frozen=True, slots=True)

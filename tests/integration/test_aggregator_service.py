@@ -206,31 +206,35 @@ def test_every_acknowledged_window_is_stored_once_whatever_is_killed(site):
     print(f"{total} windows stored once, {figures.duplicates_rejected} duplicates rejected")
 
 
-def test_a_service_that_dies_between_commit_and_acknowledgement_loses_and_repeats_nothing(site, monkeypatch):
-    class PowerCut(BaseException):
-        pass
+class PowerCut(BaseException):
+    pass
 
-    def cut(*_):
-        raise PowerCut
 
+def cut_power(*_):
+    raise PowerCut
+
+
+def run_until_power_cut(site, service):
+    died = threading.Event()
+
+    def run():
+        try:
+            service.run(threading.Event())
+        except PowerCut:
+            died.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    site.wait(died.is_set, "the power cut")
+    thread.join(WAIT_SECONDS)
+
+
+def test_a_service_that_dies_after_the_commit_repeats_nothing(site, monkeypatch):
     device = site.device("dev-1")
     device.put([window(seq=1)])
     service = Service(site.config)
-    with monkeypatch.context() as patch:
-        patch.setattr(service, "_say", cut)  # the next thing after the commit
-        patch.setattr(service, "_rebirth", lambda _: None)
-        died = threading.Event()
-
-        def run():
-            try:
-                service.run(threading.Event())
-            except PowerCut:
-                died.set()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        site.wait(died.is_set, "the power cut")
-        thread.join(WAIT_SECONDS)
+    monkeypatch.setattr(service, "_say", cut_power)  # the acknowledgement is next
+    run_until_power_cut(site, service)
     assert not device.acked
     assert site.windows(Windows.figures).windows == 1
     with site.running():
@@ -238,6 +242,24 @@ def test_a_service_that_dies_between_commit_and_acknowledgement_loses_and_repeat
     figures = site.windows(Windows.figures)
     assert figures.windows == 1
     assert figures.duplicates_rejected >= 1
+
+
+def test_a_service_that_dies_before_the_commit_gets_the_message_again(site, monkeypatch):
+    """From the broker's session: the device does not send it again, so it was not acknowledged to the broker."""
+    service = Service(site.config)
+    monkeypatch.setattr(service._windows, "append", cut_power)
+    device = site.device("dev-1")
+    site.wait(lambda: device.link.connected, "the device's connection")
+    with site.running():  # makes the broker's session
+        site.wait(lambda: site.ledger(Ledger.devices), "a birth")
+    device.put([window(seq=1)])
+    device.step()
+    device.waiting.clear()
+    run_until_power_cut(site, service)
+    assert site.windows(Windows.figures).windows == 0
+    with site.running():
+        site.wait(lambda: device.acked == {1}, "the acknowledgement")
+    assert site.windows(Windows.figures).windows == 1
 
 
 def test_duplicates_are_acknowledged_too(site):

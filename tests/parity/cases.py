@@ -33,7 +33,7 @@ SCALERS: dict[str, Maker | None] = {
     "chain": lambda: make_pipeline(RobustScaler(), StandardScaler(), MinMaxScaler((-3, 7))),
 }
 CLASSIFIERS: dict[str, Maker] = {
-    "logistic": lambda: LogisticRegression(max_iter=2000),
+    "logistic": lambda: LogisticRegression(max_iter=20_000),
     "forest": lambda: RandomForestClassifier(8, random_state=0),
     "extra-trees": lambda: ExtraTreesClassifier(8, random_state=0),
     "tree": lambda: DecisionTreeClassifier(random_state=0),

@@ -4,9 +4,10 @@ Real are `Agent`, `lifecycle`, the codec, `ingest`, `presence` and `Coordinator`
 
 - *Time*: a heap of calls. Nothing waits, and one seeded `random.Random` makes every choice, so a seed is a run.
 - *Links*: a client's messages reach the broker in the order they were sent, as TCP and MQTT have it. From there on
-  they are delayed at random and so reordered; those of QoS 1 may come twice, those of QoS 0 may be lost. When a
-  connection breaks, everything on its way to or from that device is lost, the broker notices late (so a last will
-  may overtake the next birth), and the next connection brings the retained messages.
+  they are delayed at random and so reordered (a device's statuses keep their order: MQTT has it for one topic, and
+  `presence` needs it); those of QoS 1 may come again late, those of QoS 0 may be lost. When a connection breaks,
+  everything on its way to or from that device is lost, the broker notices late (when the device comes back at the
+  latest, unless `Faults.late_wills`), and the next connection brings the retained messages.
 - *Devices*: the disk holds what the last `Save` wrote (as JSON text), the outbox and the blobs. The power may fail
   before any action the agent asks for; all else is forgotten then, and the device boots after a while.
 - *The update child*: a call that takes time and may fail for the network's sake. It believes the signature ``good``,
@@ -73,6 +74,7 @@ class Faults:
     power: float = 0.0
     child: float = 0.0
     centre: float = 0.0
+    late_wills: bool = False
 
 
 CALM = Faults()
@@ -113,18 +115,23 @@ class Fleet:
         incumbent: Digest | None = None,
         faults: Faults = CALM,
         rollouts: RolloutConfig = ROLLOUTS,
+        refusals: bool = False,
     ) -> None:
+        self.refusals = refusals
         self.rng = random.Random(seed)
         self.now = 0.0
         self.faults = faults
         self.kinds = kinds
-        self.windows = {digest: closed(digest, ROWS_PER_WINDOW, kind.cpu_ns) for digest, kind in kinds.items()}
+        self.windows = {
+            digest: closed(digest, ROWS_PER_WINDOW, kind.cpu_ns) for digest, kind in kinds.items()
+        }
         self.window_seconds = 20.0
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
         self.serving: dict[Digest, set[DeviceId]] = {digest: set() for digest in kinds}
         self.ever: dict[Digest, set[DeviceId]] = {digest: set() for digest in kinds}
         self.measured: set[Key] = set()
+        self.fetched = 0
         names = [DeviceId(f"dev-{k:04d}") for k in range(size)]
         self.devices = {name: Device(self, name, incumbent) for name in names}
         self.broker = Broker(self)
@@ -142,7 +149,9 @@ class Fleet:
         return share > 0.0 and self.rng.random() < share
 
     def delay(self) -> float:
-        return self.rng.expovariate(20.0) + (self.rng.uniform(1.0, 5.0) if self.chance(self.faults.late) else 0.0)
+        return self.rng.expovariate(20.0) + (
+            self.rng.uniform(1.0, 5.0) if self.chance(self.faults.late) else 0.0
+        )
 
     def law(self, holds: bool, name: str) -> None:
         assert holds, f"{name} (at {self.now:.2f} s)"
@@ -178,7 +187,7 @@ class Fleet:
         """Calms the world and asserts that every device with power comes to what the release in force asks of it."""
         self.faults = CALM
         here = [device for device in self.devices.values() if not device.off]
-        done = self.run(seconds, lambda: all(device.settled() for device in here))
+        done = self.run(seconds, lambda: not self.centre.busy and all(device.settled() for device in here))
         odd = [f"{d.name}: {d.saved}" for d in here if not d.settled()][:2]
         self.law(done, f"devices did not converge to {self.centre.track.release}: {odd}")
         self.window_seconds = float("inf")
@@ -195,6 +204,7 @@ class Broker:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.retained: dict[str, bytes] = {}
+        self._status_at: dict[str, float] = {}
         self._readers: dict[str, list[Device]] = {TOPICS.release(COHORT, MODEL): list(fleet.devices.values())}
         for name, device in fleet.devices.items():
             self._readers[TOPICS.ack(name)] = self._readers[TOPICS.command(name)] = [device]
@@ -205,20 +215,28 @@ class Broker:
         for device in self._readers.get(topic, ()):
             self._pass_on(partial(device.receive, device.link, topic, payload), delivery)
         if topic not in self._readers:
-            self._pass_on(partial(self._fleet.centre.receive, topic, payload), delivery)
+            fleet = self._fleet
+            delay = fleet.delay()
+            if delivery == topics.STATUS:
+                delay = max(delay, self._status_at.get(topic, 0.0) - fleet.now)
+                self._status_at[topic] = fleet.now + delay
+            self._pass_on(partial(fleet.centre.receive, topic, payload), delivery, delay)
 
     def attach(self, device: "Device", wanted: Iterable[str]) -> None:
         for topic in wanted:
             if topic in self.retained:
-                self._pass_on(partial(device.receive, device.link, topic, self.retained[topic]), topics.RELEASE)
+                self._pass_on(
+                    partial(device.receive, device.link, topic, self.retained[topic]), topics.RELEASE
+                )
 
-    def _pass_on(self, deliver: Callable[[], None], delivery: Delivery) -> None:
+    def _pass_on(self, deliver: Callable[[], None], delivery: Delivery, delay: float | None = None) -> None:
         fleet = self._fleet
         if delivery.qos == 0 and fleet.chance(fleet.faults.lose):
             return
-        fleet.after(fleet.delay(), deliver)
+        delay = fleet.delay() if delay is None else delay
+        fleet.after(delay, deliver)
         if delivery.qos and fleet.chance(fleet.faults.repeat):
-            fleet.after(fleet.delay(), deliver)
+            fleet.after(delay + fleet.delay(), deliver)
 
     def restart_without_memory(self) -> None:
         """Every connection breaks and nothing is retained any more."""
@@ -243,17 +261,21 @@ class Device:
         self.link = 0
         self._links = 0
         self._lives = 0
+        self._will: Callable[[], None] | None = None
         fleet.after(fleet.rng.uniform(0.0, 2.0), self._boot)
 
     def settled(self) -> bool:
         """Whether the device runs what the release in force asks for, or has quarantined it, and the centre knows."""
         document, record = self._fleet.centre.track.release, self._fleet.centre.records.get(self.name)
-        if self.agent is None or document is None or record is None or not record.online:
+        if self.agent is None or record is None or not record.online:
             return False
-        slots, wanted, report = self.agent.slots, desired(document, self.name), record.report(MODEL)
-        held = wanted is not None and dict(slots.quarantine).get(wanted, 0) >= document.attempt
-        reached = held or slots.committed == wanted or wanted is None
-        told = report is not None and (report.serving, report.revision) == (self.loaded, document.revision)
+        slots, report = self.agent.slots, record.report(MODEL)
+        revision, reached = 0, True
+        if document is not None:
+            revision, wanted = document.revision, desired(document, self.name)
+            held = wanted is not None and dict(slots.quarantine).get(wanted, 0) >= document.attempt
+            reached = wanted is None or slots.committed == wanted or held
+        told = report is not None and (report.serving, report.revision) == (self.loaded, revision)
         return slots.trial is None and reached and self.loaded == slots.serving and told
 
     # ── power and link ─────────────────────────────────────────────────────────────────────────────────
@@ -263,7 +285,9 @@ class Device:
             return
         rng = self._fleet.rng
         session = f"{rng.getrandbits(64):016x}"
-        self.agent = Agent(identity(self.name, session), self.saved, BUDGET, random.Random(rng.getrandbits(32)))
+        self.agent = Agent(
+            identity(self.name, session), self.saved, BUDGET, random.Random(rng.getrandbits(32))
+        )
         self._served = 0
         self._window_at = self._fleet.now + rng.uniform(0.0, self._fleet.window_seconds)
         self._later(BEAT_SECONDS, self._beat)
@@ -289,11 +313,12 @@ class Device:
 
     def _connect(self) -> None:
         assert self.agent is not None
+        if self._will is not None and not self._fleet.faults.late_wills:
+            self._be_missed(self._will)
         self._links += 1
         self.link, self._pipe = self._links, 0.0
+        self._fleet.broker.attach(self, self.agent.subscriptions)
         self._feed(ev.Connected())
-        if self.agent is not None and self.link:
-            self._fleet.broker.attach(self, self.agent.subscriptions)
 
     def lose_link(self) -> None:
         if self.link:
@@ -304,9 +329,14 @@ class Device:
     def _part(self) -> None:
         if self.link and self.agent is not None:
             will = self.agent.death()
-            publish = partial(self._fleet.broker.publish, will.topic, will.payload, will.delivery)
-            self._fleet.after(self._fleet.rng.uniform(0.0, 3.0), publish)
+            self._will = partial(self._fleet.broker.publish, will.topic, will.payload, will.delivery)
+            self._fleet.after(self._fleet.rng.uniform(0.0, 3.0), partial(self._be_missed, self._will))
         self.link = 0
+
+    def _be_missed(self, will: Callable[[], None]) -> None:
+        if will is self._will or self._fleet.faults.late_wills:
+            self._will = None
+            will()
 
     def _send(self, topic: str, payload: bytes, delivery: Delivery) -> None:
         if self.link:
@@ -393,7 +423,9 @@ class Device:
             case ev.Trim(session, seqs):
                 for key in ((self.name, session, seq) for seq in seqs):
                     if self.outbox.pop(key, None):
-                        fleet.law(key in fleet.centre.windows or key in fleet.centre.events, "unstored, yet trimmed")
+                        fleet.law(
+                            key in fleet.centre.windows or key in fleet.centre.events, "unstored, yet trimmed"
+                        )
             case ev.StartUpdate():
                 self._later(fleet.rng.uniform(0.2, 2.0), partial(self._child_works, action))
         return None
@@ -427,6 +459,7 @@ class Device:
             if action == "install" and wanted is not None:
                 if fleet.kinds[wanted].probe_ok:
                     self._blobs.add(wanted)
+                    fleet.fetched += 1
                 else:
                     end = {"ok": False, "stage": "probe", "reason": "slow", "digest": wanted, **answer}
                 self._feed(ev.UpdatePhase("fetching", wanted))
@@ -451,6 +484,7 @@ class Centre:
         self._orders = 0
         self._lives = 0
         self._pipe = 0.0
+        self._waiting: list[tuple[str, bytes]] = []
         self._rise()
         fleet.after(BEAT_SECONDS, self._tick)
 
@@ -459,12 +493,23 @@ class Centre:
         assert self.track.rollout is not None, "no rollout was accepted yet"
         return self.track.rollout
 
+    @property
+    def busy(self) -> bool:
+        """Whether an order waits or a rollout is under way."""
+        r = self.track.rollout
+        return bool(self._requests) or (r is not None and r.state in ("draft", "running"))
+
     def order(self, kind: str, **document: Any) -> None:
         """What the command line writes into the ledger; taken up at the next tick."""
         self._orders += 1
         text = json.dumps({"model": MODEL, **document})
         self._requests[self._orders] = Request(
-            number=self._orders, kind=kind, document=text, by="test", why="test", created_ns=self._fleet.wall_ns
+            number=self._orders,
+            kind=kind,
+            document=text,
+            by="test",
+            why="test",
+            created_ns=self._fleet.wall_ns,
         )
 
     def _rise(self) -> None:
@@ -475,11 +520,16 @@ class Centre:
         )
         self._asked: dict[DeviceId, float] = {}
         self.reconnect()
+        waiting, self._waiting = self._waiting, []
+        for topic, payload in waiting:
+            self.receive(topic, payload)
 
     def reconnect(self) -> None:
         self._decide(core.Connected())
 
-    def _die(self) -> None:
+    def die(self) -> None:
+        if self._coordinator is None:
+            return
         self._coordinator = None
         self._lives += 1
         self._fleet.after(self._fleet.rng.uniform(1.0, 6.0), self._rise)
@@ -494,8 +544,8 @@ class Centre:
     # ── telemetry in ───────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, topic: str, payload: bytes) -> None:
-        if self._coordinator is None:  # its session at the broker is persistent: the message waits
-            self._fleet.after(1.0, partial(self.receive, topic, payload))
+        if self._coordinator is None:
+            self._waiting.append((topic, payload))  # its session at the broker is persistent
             return
         plan = ingest.plan([ingest.read(TOPICS, topic, payload)], {})
         self._fleet.law(not plan.dead, f"a device sent what is no message: {plan.dead}")
@@ -581,7 +631,7 @@ class Centre:
             return
         actions = self._coordinator.handle(event, self._fleet.wall_ns)
         if actions and self._fleet.chance(self._fleet.faults.centre):
-            self._die()
+            self.die()
             return
         for action in actions:
             match action:
@@ -589,13 +639,13 @@ class Centre:
                     self.track = track
                 case core.Answer(number, accepted, reason):
                     del self._requests[number]
-                    self._fleet.law(accepted, f"an order was refused: {reason}")
+                    self._fleet.law(accepted or self._fleet.refusals, f"an order was refused: {reason}")
                 case core.Audit(entry):
                     self.audit.append(entry.what)
         for action in actions:
             if isinstance(action, core.Publish):
                 if self._fleet.chance(self._fleet.faults.centre):
-                    self._die()
+                    self.die()
                     return
                 self._publish(action.release)
 

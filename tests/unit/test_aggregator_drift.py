@@ -53,7 +53,7 @@ def reference(rng):
     return Reference(spec=SPEC, total=empty_profile(SPEC, probabilities=True), groups=groups)
 
 
-def look(reference, blocks, *, baseline=None):
+def look(reference, blocks, *, baseline=None, origins=None):
     attributes = {b.device: {"wrist": b.device.partition("-")[0]} for b in blocks}
     return drift.Look(
         digest=A,
@@ -62,6 +62,7 @@ def look(reference, blocks, *, baseline=None):
         blocks=tuple(blocks),
         attributes=attributes,
         baseline=baseline,
+        origins=origins or {},
     )
 
 
@@ -79,7 +80,9 @@ def outcomes(findings):
 
 def test_a_fleet_like_the_training_is_stable_in_every_kind(reference, rng):
     found = drift.judge(look(reference, lefts(rng, labelled=100, correct=80)), CONFIG)
-    assert outcomes(found) == dict.fromkeys([("fleet", kind) for kind in drift.KINDS], STABLE)
+    expected = dict.fromkeys([("fleet", kind) for kind in drift.KINDS], STABLE)
+    assert outcomes(found) == {**expected, ("fleet", "drift"): INSUFFICIENT}
+    assert "0 devices were part of an earlier look" in found.judgements["fleet", "drift"].reason
     assert found.judgements["fleet", "skew"].alpha == CONFIG.alpha
     assert {u.device for u in found.baseline or ()} == {f"left-{i}" for i in range(10)}
 
@@ -95,6 +98,41 @@ def test_the_moved_cohort_and_feature_are_named_and_the_baseline_leaves_them_out
     assert judged.figures[0].mean_shift_sd == pytest.approx(1.5, abs=0.3)
     assert found.devices["wrist=right"] == tuple(DeviceId(f"right-{i}") for i in range(10))
     assert {u.device for u in found.baseline or ()} == {f"left-{i}" for i in range(10)}
+
+
+def habits(rng, n=12, shift=0.0, moved=12):
+    """Devices that differ from each other far more than they change: (origins, blocks now)."""
+    origins, blocks = {}, []
+    for i in range(n):
+        own = rng.normal(0, 1.0)
+        origins[DeviceId(f"left-{i}")] = unit(rng, own)
+        blocks.append(block(f"left-{i}", unit(rng, own + (shift if i < moved else 0.0)), number=i))
+    return origins, blocks
+
+
+def test_a_change_is_found_against_the_devices_own_past_where_skew_sees_nothing(reference, rng):
+    origins, blocks = habits(rng, shift=0.6, moved=9)
+    found = drift.judge(look(reference, blocks, origins=origins), CONFIG)
+    judged = found.judgements["fleet", "drift"]
+    assert judged.outcome == MOVED
+    assert judged.moved == ("a",)
+    assert (judged.reference_units, judged.fleet_units) == (12, 12)
+    assert outcomes(found)["fleet", "skew"] == STABLE
+
+
+def test_devices_that_stay_as_they_were_are_stable_however_much_they_differ(reference, rng):
+    origins, blocks = habits(rng)
+    assert outcomes(drift.judge(look(reference, blocks, origins=origins), CONFIG))["fleet", "drift"] == STABLE
+
+
+def test_only_devices_with_a_past_are_compared_with_it(reference, rng):
+    origins, blocks = habits(rng, shift=0.6)
+    few = dict(list(origins.items())[:8])
+    judged = drift.judge(look(reference, blocks, origins=few), CONFIG).judgements["fleet", "drift"]
+    assert judged.fleet_units == 8
+    fewer = dict(list(origins.items())[:6])
+    judged = drift.judge(look(reference, blocks, origins=fewer), CONFIG).judgements["fleet", "drift"]
+    assert "6 devices with a past allow no p below 0.0312" in judged.reason
 
 
 def test_surer_or_less_sure_predictions_are_found_against_the_baseline(reference, rng):

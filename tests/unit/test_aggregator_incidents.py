@@ -124,9 +124,10 @@ def test_drift_alone_asks_for_nothing():
 
 
 @pytest.mark.parametrize("effect", ["prediction", "performance"])
-def test_drift_with_an_effect_asks_for_a_better_model(effect):
-    calls = wanted(verdict("skew"), verdict(effect), verdict("skew", "stable", "fleet"))
-    assert [(c.kind, c.cohort) for c in calls] == [("skew", "wrist=right"), (effect, "wrist=right")]
+@pytest.mark.parametrize("moved", ["skew", "drift"])
+def test_inputs_that_moved_with_an_effect_ask_for_a_better_model(moved, effect):
+    calls = wanted(verdict(effect), verdict(moved), verdict("skew", "stable", "fleet"))
+    assert [(c.kind, c.cohort) for c in calls] == [(moved, "wrist=right"), (effect, "wrist=right")]
 
 
 def test_drift_alone_is_enough_when_configured():

@@ -291,6 +291,15 @@ def test_a_baseline_is_kept_once(ledger, path):
     assert ledger.baseline(B) is None
 
 
+def test_a_devices_origin_is_kept_once(ledger, path):
+    first, second = window(seq=1).profile, window(seq=2).profile
+    with ledger.transaction():
+        ledger.put_origin(A, DeviceId("dev-1"), first)
+        ledger.put_origin(A, DeviceId("dev-1"), second)
+        ledger.put_origin(B, DeviceId("dev-1"), second)
+    assert reopened(path, lambda it: it.origins(A)) == {"dev-1": first}
+
+
 def test_cursors(ledger, path):
     with ledger.transaction():
         ledger.put_cursor(A, DeviceId("dev-1"), 4)

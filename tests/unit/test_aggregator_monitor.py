@@ -99,8 +99,8 @@ class Fleet:
         return self.check()
 
 
-LEFT = tuple(f"left-{i}" for i in range(8))
-RIGHT = tuple(f"right-{i}" for i in range(8))
+LEFT = tuple(f"left-{i}" for i in range(10))
+RIGHT = tuple(f"right-{i}" for i in range(10))
 
 
 @pytest.fixture
@@ -127,8 +127,14 @@ def test_before_the_first_look_the_verdict_says_what_is_lacking(fleet):
 def test_a_fleet_like_the_training_is_stable_and_becomes_the_baseline(fleet):
     fleet.join(*LEFT)
     found = fleet.look(*LEFT)
-    assert {v.outcome for v in found.values()} == {"stable"}
-    assert set(found) == {("fleet", kind) for kind in ("skew", "prediction", "performance")}
+    assert {key: v.outcome for key, v in found.items()} == {
+        ("fleet", "skew"): "stable",
+        ("fleet", "drift"): "insufficient",
+        ("fleet", "prediction"): "stable",
+        ("fleet", "performance"): "stable",
+    }
+    assert set(fleet.ledger.origins(fleet.digest)) == set(LEFT)
+    assert fleet.look(*LEFT)["fleet", "drift"].outcome == "stable"
     assert {u.device for u in fleet.ledger.baseline(fleet.digest) or ()} == set(LEFT)
     assert found["fleet", "skew"].devices == tuple(sorted(LEFT))
 
@@ -157,6 +163,7 @@ def test_a_moved_cohort_warns_then_opens_incidents_and_asks_once_for_a_better_mo
     assert first["wrist=left", "skew"].outcome == "stable"
     assert not fleet.ledger.retrains("waiting")
     second = both()
+    assert second["wrist=right", "drift"].outcome == "stable"  # it never was otherwise
     assert second["wrist=right", "skew"].outcome == "drifted"
     assert second["wrist=right", "skew"].changed == "opened"
     assert second["wrist=right", "skew"].judgement.moved == ("a",)
@@ -226,13 +233,17 @@ def test_a_silent_or_departed_device_does_not_hold_a_look_up(fleet):
 def test_an_active_majority_is_waited_for_but_not_for_ever(tmp_path):
     fleet = Fleet(tmp_path, drift=replace(DRIFT, patience_seconds=60.0))
     slow = [f"slow-{i}" for i in range(6)]
-    fleet.join(*LEFT, *slow)
+    fleet.join(*LEFT[:5])
+    fleet.join(*LEFT[5:], *slow, wrist="right")
     fleet.send(*slow, windows=1)
     assert fleet.look(*LEFT) == {}
     fleet.now += 60 * SECOND
-    found = fleet.check()["fleet", "skew"]
+    verdicts = fleet.check()
+    found = verdicts["fleet", "skew"]
     assert set(found.devices) == set(LEFT)
     assert {name for name, _ in found.left_out} == set(slow)
+    assert {name for name, _ in verdicts["wrist=right", "skew"].left_out} == set(slow)
+    assert verdicts["wrist=left", "skew"].left_out == ()
     fleet.close()
 
 
@@ -242,7 +253,7 @@ def test_windows_from_before_the_artifact_was_published_are_judged_later(fleet):
     hidden = path.rename(fleet.folder / "hidden")
     fleet.send(*LEFT, judged=False)
     assert fleet.check() == {}
-    assert fleet.windows.figures().unjudged == 16
+    assert fleet.windows.figures().unjudged == 20
     hidden.rename(path)
     fleet.close()
     fleet.open()

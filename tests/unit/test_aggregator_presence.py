@@ -34,6 +34,13 @@ def test_a_death_of_the_session_in_force_counts_and_keeps_what_is_known():
     assert (found.online, found.attribute("wrist")) == (False, "left")
 
 
+def test_a_device_that_seems_dead_is_asked_for_a_while():
+    dead = play(birth(), death())
+    assert dead.doubted_ns == NOW
+    assert not presence.settle(dead, NOW + 30 * SECOND, 30 * SECOND).doubted_ns
+    assert not play(birth(seq=2), record=dead).doubted_ns
+
+
 def test_a_device_that_came_back_within_its_session_is_online():
     assert play(birth(seq=1), death(), birth(seq=2)).online
 

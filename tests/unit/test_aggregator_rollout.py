@@ -201,7 +201,6 @@ def test_a_device_that_committed_and_went_offline_counts():
     [
         {"outcome": "refused", "outcome_digest": B, "reason": "too slow"},
         {"outcome": "rolled_back", "outcome_digest": B, "reason": "too slow"},
-        {"quarantined": (B,), "serving": A},
     ],
 )
 def test_a_refusal_halts(report):
@@ -211,6 +210,11 @@ def test_a_refusal_halts(report):
     assert "dev-9" in found.why
     tolerant = replace(RUNNING, gates=replace(GATES, max_failures=1))
     assert judge([*fleet(1, **GOOD), failed], r=tolerant, ready_for=10).action == "go"
+
+
+def test_a_quarantine_that_the_attempt_may_lift_does_not_count():
+    held = device("dev-9", rollout="r1", revision=3, quarantined=(B,), serving=A)
+    assert judge([held]).action == "wait"
 
 
 @pytest.mark.parametrize("report", [{"rollout": "r0", "revision": 9}, {"rollout": "r1", "revision": 2}])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.core.budget import Budget, breaches
+from edge_runtime.core.budget import COLD_FACTOR, COMPARED_FACTOR, MIN_COMPARED, Budget, breaches, on_trial
+from tests.support.device import cpu
 
 
 def test_inside_the_budget_there_is_nothing_to_say():
@@ -53,3 +54,12 @@ def test_delays_of_a_fleet_are_spread_over_the_whole_range():
     for k in range(10):
         share = sum(0.8 * k <= d < 0.8 * (k + 1) for d in delays) / len(delays)
         assert 0.07 < share < 0.13
+
+
+def test_a_trial_is_held_to_the_incumbent_where_there_is_one():
+    budget = Budget(predict_p99_ns=1000, rss_bytes=7)
+    few, enough = cpu(MIN_COMPARED - 1, 50_000), cpu(MIN_COMPARED, 50_000)
+    assert on_trial(budget, few) == Budget(predict_p99_ns=COLD_FACTOR * 1000, rss_bytes=7)
+    assert on_trial(budget, enough).predict_p99_ns == pytest.approx(COMPARED_FACTOR * 50_000, rel=0.1)
+    assert on_trial(budget, cpu(MIN_COMPARED, 10)).predict_p99_ns == 1000
+    assert on_trial(Budget(), enough) == Budget()

@@ -96,7 +96,7 @@ def test_a_folded_forest_answers_bit_for_bit(scaler, holes):
     folded = fold(read(pipeline))
     assert folded.splits is not None
     key = key_of(folded.splits.threshold)
-    missing = np.isnan(X).any(axis=0)[folded.splits.feature]
+    missing = np.asarray(np.isnan(X).any(axis=0))[folded.splits.feature]
     rng = np.random.default_rng(1)
     for offset in (-2, -1, 0, 1, 2):
         rows = X[rng.integers(len(X), size=len(key))].astype(np.float32)

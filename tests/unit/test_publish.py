@@ -81,7 +81,7 @@ def test_opening_nothing_says_what_to_do(tmp_path):
 def test_lives_are_a_year_offline_and_a_week_online(tmp_path):
     now = datetime(2030, 1, 1, tzinfo=UTC)
     repository = Repository.create(tmp_path / "r", clock=lambda: now)
-    lives = {role: (expires - now).days for role, expires in repository.expiries.items()}
+    lives = {role: (expires - now).days for role, expires in repository.expiries().items()}
     assert lives == {"root": 365, "targets": 365, "timestamp": 7, "snapshot": 7}
 
 
@@ -242,7 +242,7 @@ def test_refreshing_extends_the_online_roles_only(tmp_path):
     move_away(tmp_path, "root", "targets", "builder", "director")
     later = Repository(tmp_path / "repository", clock=lambda: now + timedelta(days=5))
     later.refresh()
-    lives = {role: (expires - now).days for role, expires in later.expiries.items()}
+    lives = {role: (expires - now).days for role, expires in later.expiries().items()}
     assert lives == {"root": 365, "targets": 365, "timestamp": 12, "snapshot": 12}
 
 
@@ -255,8 +255,8 @@ def test_renewing_extends_everything_and_devices_follow(tmp_path):
     later = Repository(tmp_path / "repository", clock=lambda: start + timedelta(days=300))
     later.renew()
     assert later.root_version == 2
-    assert min(later.expiries.values()) > start + timedelta(days=306)
-    assert later.expiries["auto-toy"] > start + timedelta(days=664)
+    assert min(later.expiries().values()) > start + timedelta(days=306)
+    assert later.expiries()["auto-toy"] > start + timedelta(days=664)
     with device(tmp_path, later) as store:
         assert not store.is_revoked(Digest("0" * 64))
 

@@ -506,3 +506,25 @@ def test_class_counts_follow_the_labels():
     labels = [runtime.predict(row).raw for row in rows]
     profile = runtime.take_window().profile
     assert class_counts(TINY.reference.spec, profile).tolist() == [labels.count(k) for k in range(3)]
+
+
+def test_an_incumbent_is_timed_on_every_eighth_row_instead_of_the_candidate():
+    runtime = built(cpu_clock_ns=Clock())
+    runtime.measure_cpu = True
+    runtime.incumbent = Engine(TINY.artifact)
+    for row in rows_of(TINY, 80):
+        runtime.predict(row)
+    stats = runtime.trial_stats()
+    assert (stats.predictions, stats.cpu.count, stats.incumbent_cpu.count) == (80, 70, 10)
+
+
+def test_an_incumbent_that_fails_costs_no_prediction():
+    runtime = built()
+    runtime.measure_cpu = True
+    runtime.incumbent = Engine(TINY.artifact)
+    runtime.incumbent.close()
+    for row in rows_of(TINY, 20):
+        runtime.predict(row)
+    stats = runtime.trial_stats()
+    assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
+    assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)

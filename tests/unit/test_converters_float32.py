@@ -1,0 +1,163 @@
+"""What float32 does to training rows: tolerated on a knife's edge and reported, refused where a column needs more."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from converters import convert
+from converters import table as tables
+from converters.reference import Answers, answers, ask, changed, float32_effect
+from converters.signature import read
+from edge_runtime.contract.errors import InputError, UnsupportedPipeline
+from tests.parity.cases import classes_of, scaled_integers
+
+
+def timestamps(rows=600):
+    """Half a day of Unix time beside a harmless column."""
+    rng = np.random.default_rng(0)
+    return np.stack([1.7e9 + rng.random(rows) * 43_200, rng.normal(size=rows)], axis=1)
+
+
+def test_a_timestamp_in_a_forest_is_refused_by_name_with_a_remedy(tmp_path):
+    X = timestamps()
+    pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
+    pipeline.fit(X, np.sin(X[:, 0] / 500) > 0)
+    with pytest.raises(UnsupportedPipeline, match=r"column 'x0' .* lie 128 apart\. Subtract 1\.7\d*e\+09"):
+        convert(pipeline, X, tmp_path / "m.onnx")
+
+
+def test_a_timestamp_in_a_linear_model_is_refused_too(tmp_path):
+    X = timestamps()
+    pipeline = make_pipeline(StandardScaler(), LinearRegression()).fit(X, X[:, 0] - 1.7e9)
+    with pytest.raises(UnsupportedPipeline, match=r"changes the pipeline's answer on \d+ of 600 .*'x0'"):
+        convert(pipeline, X, tmp_path / "m.onnx")
+
+
+def test_the_remedy_works(tmp_path):
+    X = timestamps()
+    X[:, 0] -= 1.7e9
+    pipeline = make_pipeline(StandardScaler(), LinearRegression()).fit(X, X[:, 0] / 43_200)
+    assert convert(pipeline, X, tmp_path / "m.onnx", probes=500).report.passed
+
+
+def test_a_timestamp_that_float32_can_tell_well_enough_is_fine(tmp_path):
+    X = timestamps()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4)).fit(X, X[:, 1] > 0)
+    effect = convert(pipeline, X, tmp_path / "m.onnx", probes=500).report.float32
+    assert effect is not None
+    assert effect.scores_changed == 0
+
+
+@pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer])
+def test_classic_data_in_float64_is_converted_and_its_knife_edges_reported(load, tmp_path):
+    X, y = load(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(30, random_state=0)).fit(X, y)
+    report = convert(pipeline, X, tmp_path / "m.onnx", probes=2000).report
+    wanted = pipeline.predict_proba(X.astype(np.float32).astype(np.float64))
+    found = np.abs(pipeline.predict_proba(X) - wanted)
+    assert report.float32 is not None
+    assert report.float32.scores_changed == int((found > 1e-5).any(axis=1).sum())
+    assert report.float32.max_change == found.max()
+    assert report.float32.rows == len(X)
+
+
+def test_too_many_knife_edges_are_refused_with_a_remedy_that_works(tmp_path):
+    """Columns in steps of 0.1, where float64 puts every split exactly on a value, and a target that shows it."""
+    rng = np.random.default_rng(3)
+    X = rng.integers(0, 60, size=(400, 3)) / 10 + 0.1
+    y = classes_of(X, 3)
+    pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(X[::2], y[::2])
+    edge = X.copy()
+    edge[::2, 0] = _on_a_split(pipeline, X)
+    with pytest.raises(UnsupportedPipeline, match=r"values lie exactly on splits; fit on X\.astype"):
+        convert(pipeline, edge, tmp_path / "m.onnx", probes=500)
+    rounded = edge.astype(np.float32).astype(np.float64)
+    again = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(rounded, y)
+    effect = convert(again, rounded, tmp_path / "m.onnx", probes=500).report.float32
+    assert effect is not None
+    assert (effect.labels_changed, effect.scores_changed) == (0, 0)
+
+
+def _on_a_split(pipeline, X):
+    """A value of the first column beside a split that float32 rounds to the other side."""
+    tree = next(m.tree_ for m in pipeline[-1].estimators_ if (m.tree_.feature == 0).any())
+    threshold = tree.threshold[tree.feature == 0][0]
+    low, high = X[:, 0].min(), X[:, 0].max()
+
+    def left(x):
+        return np.float32((x - pipeline[0].mean_[0]) / pipeline[0].scale_[0]) <= threshold
+
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle) else (low, middle)
+    return high if left(float(np.float32(high))) else low
+
+
+def test_float32_training_rows_are_compared_in_float32_as_passed():
+    """scikit-learn scales float32 rows in float32: the effect of that is counted, not hidden."""
+    X = scaled_integers()
+    pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(20, random_state=0)).fit(
+        X, classes_of(X, 2)
+    )
+    rows = X.astype(np.float32)
+    expected = int(
+        (np.abs(pipeline.predict_proba(rows) - pipeline.predict_proba(X)) > 1e-5).any(axis=1).sum()
+    )
+    assert expected > 0
+    signature = read(pipeline)
+    table = tables.read(signature, rows)
+    effect = float32_effect(signature, table, answers(signature, table.rows))
+    assert effect.scores_changed == expected
+    assert effect.max_change > 0
+
+
+def test_rows_the_pipeline_refuses_are_found_one_by_one():
+    X = scaled_integers()
+    signature = read(
+        make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(X * 1e-9, classes_of(X, 2))
+    )
+    rows = np.repeat((X * 1e-9).astype(np.float32), 2, axis=0)
+    rows[[3, 200, 201, 799], 0] = 3e38
+    found = answers(signature, rows)
+    assert np.flatnonzero(~found.accepted).tolist() == [3, 200, 201, 799]
+    assert "too large for dtype('float32')" in found.reason
+    assert (found.labels[~found.accepted] == -1).all()
+    labels, scores = ask(signature, rows[found.accepted].astype(np.float64))
+    np.testing.assert_array_equal(found.labels[found.accepted], labels)
+    np.testing.assert_array_equal(found.scores[found.accepted], scores)
+
+
+def test_a_training_row_that_overflows_in_float32_is_pointed_at(tmp_path):
+    X = scaled_integers()
+    pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(X * 1e-9, classes_of(X, 2))
+    rows = X * 1e-9
+    rows[17, 2] = 3e38
+    with pytest.raises(InputError, match="refuses row 17 as float32: Input X contains infinity"):
+        convert(pipeline, rows, tmp_path / "m.onnx")
+
+
+def test_changed_answers_leave_ties_to_either_label():
+    def made(labels, scores):
+        array = np.asarray(scores, np.float64)
+        return Answers(labels=np.asarray(labels), scores=array, accepted=np.ones(len(array), np.bool_))
+
+    labels, scores = changed(
+        made([0, 1, 1, 0], [[0.5, 0.5], [0.4, 0.6], [0.4, 0.6], [0.9, 0.1]]),
+        made([1, 1, 0, 0], [[0.5, 0.5], [0.4, 0.6], [0.6, 0.4], [0.9 + 9e-6, 0.1]]),
+    )
+    assert labels.tolist() == [False, False, True, False]
+    assert scores.tolist() == [False, False, True, False]
+
+
+def test_an_all_missing_column_is_no_obstacle(tmp_path):
+    X = scaled_integers()
+    y = classes_of(X, 2)
+    X[:, 1] = np.nan
+    pipeline = RandomForestClassifier(3, random_state=0).fit(X, y)
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500)
+    assert artifact.manifest.features[1].missing
+    assert not tables.spread(X)[1]

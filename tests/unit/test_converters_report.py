@@ -1,0 +1,213 @@
+"""Judging and telling: tolerance at its edges, ties, infinities, and the report as JSON and as a page."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from sklearn.tree import DecisionTreeClassifier
+
+from converters import check_parity, convert
+from converters.parity import _judge, _Tally
+from converters.probe_inputs import Coverage
+from converters.reference import Answers, Float32Effect
+from converters.report import KindResult, ParityReport, WorstRow
+from edge_runtime.contract.errors import ArtifactError
+from tests.parity.cases import classes_of, scaled_integers
+
+
+def wanted(labels, scores, accepted=None):
+    array = np.asarray(scores, np.float64)
+    kept = np.ones(len(array), np.bool_) if accepted is None else np.asarray(accepted)
+    return Answers(labels=np.asarray(labels, np.int64), scores=array, accepted=kept)
+
+
+@pytest.mark.parametrize(
+    ("found", "reference", "fits", "absolute", "relative"),
+    [
+        (0.5, 0.5, True, 0.0, 0.0),
+        (0.25, 0.25 + 9.9e-6, True, 9.9e-6, 9.9e-6),
+        (0.25, 0.25 + 1.1e-5, False, 1.1e-5, 1.1e-5),
+        (1e6, 1e6 + 9, True, 9.0, 9e-6),
+        (1e6, 1e6 + 11, False, 11.0, 11e-6),
+        (np.inf, 1e39, True, 0.0, 0.0),
+        (-np.inf, 1e39, False, np.inf, np.inf),
+        (np.inf, 1.0, False, np.inf, np.inf),
+        (np.nan, 1.0, False, np.inf, np.inf),
+        (np.nan, np.nan, True, 0.0, 0.0),
+        (1.0, np.nan, False, np.inf, np.inf),
+    ],
+)
+def test_a_score_is_judged(found, reference, fits, absolute, relative):
+    result = _judge(np.array([[found]], np.float32), np.array([[reference]]))
+    assert bool(result[0][0]) is fits
+    assert result[1][0] == pytest.approx(absolute, rel=1e-3)
+    assert result[2][0] == pytest.approx(relative, rel=1e-3)
+
+
+def test_one_bad_score_of_a_row_is_enough():
+    fits, absolute, _ = _judge(
+        np.array([[0.2, 0.8], [0.2, 0.7]], np.float32), np.array([[0.2, 0.8], [0.2, 0.8]])
+    )
+    assert fits.tolist() == [True, False]
+    assert absolute[1] == pytest.approx(0.1)
+
+
+def test_a_tally_tells_labels_ties_and_refusals_apart():
+    tally = _Tally("random", ("a", "b"))
+    scores = [[0.4, 0.6], [0.5, 0.5], [0.7, 0.3], [np.nan, np.nan]]
+    tally.add(
+        np.arange(8, dtype=np.float32).reshape(4, 2),
+        np.array([0, 1, 0, 1]),
+        np.array([[0.4, 0.6], [0.5, 0.5], [0.71, 0.29], [9, 9]], np.float32),
+        wanted([1, 0, 0, -1], scores, [True, True, True, False]),
+    )
+    result = tally.result()
+    assert (result.rows, result.refused, result.ties) == (3, 1, 1)
+    assert (result.label_mismatches, result.score_mismatches) == (1, 1)
+    assert result.max_abs_error == pytest.approx(0.01, rel=1e-3)
+    worst = tally.worst[0]
+    assert (worst.label, worst.expected_label, worst.label_differs, worst.values) == (
+        "a",
+        "b",
+        True,
+        (0.0, 1.0),
+    )
+    assert tally.worst[1].rel_error == pytest.approx(0.01, rel=1e-3)
+
+
+def test_scores_of_another_shape_are_refused():
+    tally = _Tally("random", ())
+    with pytest.raises(ArtifactError, match=r"\(1, 2\), the pipeline's \(1, 1\)"):
+        tally.add(np.zeros((1, 1), np.float32), None, np.zeros((1, 2), np.float32), wanted([0], [[0.0]]))
+
+
+def report(**changes):
+    kind = KindResult(
+        rows=10,
+        refused=1,
+        ties=2,
+        label_mismatches=0,
+        score_mismatches=0,
+        max_abs_error=1.23456e-7,
+        max_rel_error=1e-7,
+    )
+    row = WorstRow(
+        kind="threshold",
+        values=(1.5, float("nan")),
+        label="<b>",
+        expected_label="ok",
+        scores=(0.5, float("inf")),
+        expected_scores=(0.25, 0.75),
+        abs_error=0.25,
+        rel_error=0.25,
+        label_differs=True,
+    )
+    made = ParityReport(
+        digest=None,
+        rows=10,
+        refused=1,
+        ties=2,
+        label_mismatches=0,
+        score_mismatches=0,
+        max_abs_error=1.23456e-7,
+        max_rel_error=1e-7,
+        by_probe_kind={"threshold": kind},
+        worst_rows=(row, replace(row, kind="random")),
+        features=("rpm", "<script>"),
+        tolerance=1e-5,
+        coverage=Coverage(splits=7, distinct=5, reached=6, decisive=4, by_offset=((0, 7), (1, 6))),
+        float32=Float32Effect(rows=99, labels_changed=1, scores_changed=2, max_change=0.5),
+    )
+    return replace(made, **changes)
+
+
+def test_nothing_compared_is_not_passed():
+    assert report().passed
+    assert not report(rows=0).passed
+    assert not report(label_mismatches=1).passed
+    assert not report(score_mismatches=1).passed
+
+
+def test_the_summary_names_the_worst_row_only_when_it_failed():
+    assert "worst row" not in report().summary()
+    text = report(score_mismatches=3).summary()
+    assert "3 wrong scores" in text
+    assert (
+        "worst row (threshold): label '<b>' for 'ok', scores [0.5, inf] for [0.25, 0.75] at rpm=1.5" in text
+    )
+
+
+def test_json_is_strict_and_complete():
+    def refuse(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    document = json.loads(report().to_json(), parse_constant=refuse)
+    assert document["worst"][0]["values"] == [1.5, "nan"]
+    assert document["worst"][0]["scores"] == [0.5, "inf"]
+    assert document["max_abs_error"] == 1.23456e-7
+    assert document["splits"] == {
+        "splits": 7,
+        "distinct": 5,
+        "reached": 6,
+        "decisive": 4,
+        "by_offset": {"+0": 7, "+1": 6},
+    }
+    assert document["float32"]["labels_changed"] == 1
+    assert json.loads(report(coverage=None, float32=None).to_json())["splits"] is None
+
+
+def test_a_certificate_is_short_rounded_and_without_real_rows():
+    certificate = report().to_certificate()
+    assert certificate["max_abs_error"] == 1.23e-7
+    kinds, worst = certificate["kinds"], certificate["worst"]
+    assert isinstance(kinds, dict)
+    assert isinstance(worst, list)
+    assert kinds["threshold"]["max_abs_error"] == 1.23e-7
+    assert [row["kind"] for row in worst] == ["random"]
+    assert "features" not in certificate
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert not {name for name, _ in attrs} & {"src", "href"}, "the page must need nothing else"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize(("made", "verdict"), [(report(), "passed"), (report(label_mismatches=2), "failed")])
+def test_the_page_shows_the_figures_and_escapes_names(made, verdict, tmp_path):
+    made.to_html(tmp_path / "r.html")
+    page = Page()
+    page.feed((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    text = " ".join(page.text)
+    for wanted_text in (
+        verdict,
+        "<script>",
+        "'<b>'",
+        "7 with 5 distinct thresholds",
+        "6, 4 of them decisively",
+        "rpm",
+    ):
+        assert wanted_text in text
+    assert page.tags.count("table") == 3
+
+
+def test_a_report_of_a_real_check_is_written(tmp_path):
+    X = scaled_integers(100)
+    tree = DecisionTreeClassifier(random_state=0).fit(X, classes_of(X, 3))
+    artifact = convert(tree, X, tmp_path / "m.onnx", probes=500)
+    found = check_parity(tree, artifact.path, X, probes=500)
+    found.to_html(tmp_path / "r.html")
+    assert artifact.digest in (tmp_path / "r.html").read_text()
+    assert json.loads(found.to_json())["digest"] == artifact.digest
