@@ -37,8 +37,8 @@ from edge_runtime.link import Broker, Connected, Disconnected, Link, LinkEvent, 
 POLL_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 2.0
 PRUNE_SECONDS: Final = 3600.0
-DOUBT_SECONDS: Final = 30.0
-"""How long a device whose presence is in doubt may stay silent before it counts as offline."""
+DOUBTED_ASKS: Final = 3
+"""How often a device whose presence is in doubt is asked before its silence counts."""
 LATENCY_WINDOWS: Final = 500
 """Latencies of an arm are read from its newest windows, so that a look at a gate costs the same on any day."""
 
@@ -250,11 +250,12 @@ class Service:
         self._run_hooks()
 
     def _settle_presence(self, now_ns: int) -> None:
+        patience_ns = int(DOUBTED_ASKS * self._config.ingest.rebirth_seconds * 1e9)
         silent = []
         for record in self._devices.values():
             if record.doubted_ns:
                 self._rebirth(record.device)
-                settled = presence.settle(record, now_ns, int(DOUBT_SECONDS * 1e9))
+                settled = presence.settle(record, now_ns, patience_ns)
                 if settled is not record:
                     silent.append(settled)
         self._devices.update((record.device, record) for record in silent)

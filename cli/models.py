@@ -129,6 +129,7 @@ def _tell_made(made: Made, *, as_json: bool) -> None:
             {
                 "path": str(made.artifact.path),
                 "digest": made.artifact.digest,
+                "measure": made.measure,
                 "evaluation": dict(made.evaluation),
                 "parity": json.loads(report.to_json()),
             }
@@ -136,7 +137,7 @@ def _tell_made(made: Made, *, as_json: bool) -> None:
         return
     out.print(certificate_table(dict(report.to_certificate())))
     for name, accuracy in made.evaluation:
-        out.print(f"accuracy on {name}: {accuracy:.3f}")
+        out.print(f"{made.measure} on {name}: {accuracy:.3f}")
     out.print(f"wrote {made.artifact.path} ({made.artifact.digest})")
 
 

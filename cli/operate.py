@@ -43,7 +43,10 @@ def broker_of(config: AggregatorConfig) -> Broker:
 
 
 def publish(
-    artifact: Annotated[Path, typer.Argument(help="A proven artifact.")],
+    artifact: Annotated[
+        Path | None, typer.Argument(help="A proven artifact; none to renew the metadata only.")
+    ] = None,
+    *,
     repository: Annotated[Path, typer.Option("--repository", "-r", help="Made on first use, with its keys.")],
     aggregator: Annotated[Path, typer.Option("--aggregator", "-a", help="The aggregator's TOML file.")],
     role: Annotated[
@@ -51,19 +54,27 @@ def publish(
     ] = "targets",
     as_json: JsonFlag = False,
 ) -> None:
-    """Sign an artifact and put it, with the current metadata, on the broker."""
+    """Sign an artifact and put it, with the current metadata, on the broker.
+
+    Without an artifact: sign snapshot and timestamp for another seven days. Do that at least once in seven days.
+    """
     with reported():
         config = load_aggregator(aggregator)
         found = Repository.create(repository)
-        published = found.add(artifact, role=role)
+        published = found.add(artifact, role=role) if artifact is not None else None
+        if published is None:
+            found.refresh()
+        digests = [published.digest] if published is not None else []
         with progress("publish") as bar:
-            size = send(found, [published.digest], fleet=config.fleet, broker=broker_of(config), progress=bar)
+            size = send(found, digests, fleet=config.fleet, broker=broker_of(config), progress=bar)
         if as_json:
-            print_json({"digest": published.digest, "path": published.path, "bytes_sent": size})
-        else:
+            print_json({"digests": digests, "bytes_sent": size})
+        elif published is not None:
             out.print(
                 f"published {published.model} {published.version} as {published.path} ({size / 1e3:.0f} kB sent)"
             )
+        else:
+            out.print(f"renewed snapshot and timestamp ({size / 1e3:.0f} kB sent)")
 
 
 def serve(

@@ -133,7 +133,7 @@ section {{ background: #fff; border: 1px solid #e3e7ec; border-radius: 8px; padd
 svg {{ width: 100%; height: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid #e9edf1; vertical-align: top; }}
-th {{ color: {MUTED}; font-weight: 600; }}
+th {{ color: {MUTED}; font-weight: 600; }} td:first-child {{ white-space: nowrap; }}
 """
 
 
@@ -165,11 +165,11 @@ def _shifts(shifts: Sequence[FeatureShift]) -> str:
             ax.plot(shift.edges, lines.mean(axis=0), color=colour, linewidth=2.2, label=who)
         gap = np.abs(shift.reference.mean(axis=0) - shift.fleet.mean(axis=0))
         ax.axvline(shift.edges[int(gap.argmax())], color=MUTED, linewidth=0.9, linestyle="--")
-        ax.set_title(shift.name, loc="left", fontweight="bold", fontsize=10.5, pad=16)
+        ax.set_title(shift.name, loc="left", fontweight="bold", fontsize=10.5, pad=20)
         ax.text(
             0,
             1.03,
-            f"max |t| {shift.statistic:.1f}   PSI {shift.psi:.1f}",
+            f"max |t| {shift.statistic:.1f} · PSI {shift.psi:.1f}",
             transform=ax.transAxes,
             color=MUTED,
         )
@@ -207,11 +207,8 @@ def _accuracy(points: Sequence[AccuracyPoint], moments: Sequence[Moment]) -> str
     for colour, arm in zip((REFERENCE, FLEET, GOOD), sorted({p.arm for p in points}), strict=False):
         found = [p for p in points if p.arm == arm and p.labelled]
         x = [p.seconds for p in found]
-        y = np.array([p.correct / p.labelled for p in found])
-        n = np.array([p.labelled for p in found])
-        spread = 1.96 * np.sqrt(y * (1 - y) / n)
+        y = [p.correct / p.labelled for p in found]
         ax.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3, label=arm)
-        ax.fill_between(x, y - spread, y + spread, color=colour, alpha=0.12, linewidth=0)
     _mark(ax, moments)
     ax.set_ylim(0.3, 1.0)
     ax.set_xlabel("seconds since the story began")
@@ -232,5 +229,6 @@ def _serving(points: Sequence[ServingPoint], moments: Sequence[Moment]) -> str:
     _mark(ax, moments)
     ax.set_xlabel("seconds since the story began")
     ax.set_ylabel("devices")
+    ax.set_ylim(0, 1.25 * max(map(sum, zip(*stacks, strict=True)), default=1))
     ax.legend(frameon=False, loc="upper left", ncols=3)
     return _svg(figure)

@@ -160,7 +160,9 @@ class Engine:
                 raise ArtifactError(f"{self._where}: the graph failed on one row: {e}") from e
             scores = block.scores.copy()
             labels = None if block.labels is None else block.labels.copy()
-        return (None if labels is None else self._checked(labels)), scores
+        if labels is not None and not 0 <= labels.item() < len(self.info.manifest.labels):
+            self._checked(labels)
+        return labels, scores
 
     def _run_session(self, session: ort.InferenceSession, rows: Rows) -> list[NDArray[Any]]:
         try:

@@ -56,6 +56,7 @@ def _fresh(status: Status, now_ns: int) -> DeviceRecord:
         attributes=status.attributes,
         models=status.models,
         last_seen_ns=now_ns,
+        doubted_ns=0 if status.online else now_ns,
     )
 
 

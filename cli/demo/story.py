@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -78,7 +79,8 @@ class Story:
         err.print(f"\n[bold]{number}. {title}[/bold]")
 
     def _say(self, text: str) -> None:
-        err.print(f"   [green]✓[/green] {text}  [dim]{time.monotonic() - self._step_started:.1f} s[/dim]")
+        took = time.monotonic() - self._step_started
+        err.print(f"   [green]✓[/green] {escape(text)}  [dim]{took:.1f} s[/dim]", soft_wrap=True)
 
     def _wait(self, what: str, condition: Callable[[], bool], *, timeout_seconds: float) -> None:
         start = time.monotonic()

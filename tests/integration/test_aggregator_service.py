@@ -289,8 +289,7 @@ def test_a_device_that_is_unknown_or_said_to_be_dead_is_asked_who_it_is(site):
         other.cut()
         site.wait(lambda: online() == {"shy": True, "late": False}, "the last will")
         site.devices.append(other)
-        other.births = False  # it is back, but does not say so: its windows give it away
-        other.put([window("late", 1, session=OTHER_SESSION)])
+        other.births = False  # it is back, but says so only when it is asked
         site.wait(lambda: online() == {"shy": True, "late": True}, "the device to be asked and to answer")
         assert other.commands
 

@@ -109,7 +109,7 @@ def pooled_chi_square(spec: CellSpec, training: list[Profile], serving: list[Pro
 
 
 def test_false_alarms_stay_near_nominal_where_counting_rows_always_alarms():
-    spec, runs = make_spec(features=6), 120
+    spec, runs = make_spec(features=6), 100
     rng = np.random.default_rng(1)
     alarms = naive = 0
     for _ in range(runs):
@@ -143,7 +143,7 @@ def test_half_a_standard_deviation_in_every_device_is_found_and_named(rows, leas
 
 def test_against_their_own_past_devices_may_differ_as_much_as_they_like():
     """Habits three times the rows' own spread: skew could see nothing, drift keeps its level and its power."""
-    spec, runs = make_spec(features=6), 80
+    spec, runs = make_spec(features=6), 50
     rng = np.random.default_rng(6)
     shift = np.zeros(6)
     shift[3] = 0.5

@@ -45,6 +45,22 @@ def test_a_device_that_came_back_within_its_session_is_online():
     assert play(birth(seq=1), death(), birth(seq=2)).online
 
 
+def test_a_death_is_doubted_until_the_device_stays_silent_for_long_enough():
+    dead = play(birth(), death())
+    assert dead.doubted_ns == NOW
+    assert presence.settle(dead, NOW + 30 * SECOND, 30 * SECOND) == replace(dead, doubted_ns=0)
+    assert not play(birth(seq=2), record=dead).doubted_ns
+
+
+def test_a_death_and_birth_that_come_again_after_a_restart_leave_a_doubt():
+    """The service died before it told the broker: the birth is known, the death counts again."""
+    known = play(birth(seq=4), death(), birth(seq=5))
+    again = play(death(), birth(seq=5), record=known)
+    assert not again.online
+    assert again.doubted_ns  # so the device is asked, and answers under a new seq
+    assert play(birth(seq=6), record=again).online
+
+
 def test_a_repeated_birth_does_not_undo_a_death():
     assert not play(birth(seq=2), death(), birth(seq=2), birth(seq=1)).online
 
@@ -62,6 +78,7 @@ def test_a_late_birth_of_an_older_session_changes_nothing():
 def test_a_death_is_all_that_is_known():
     found = play(death())
     assert (found.online, found.seq) == (False, -1)
+    assert found.doubted_ns  # a retained will may be late as well
     assert play(birth(seq=0), record=found).online
 
 
