@@ -44,6 +44,7 @@ from edge_runtime.link import Connected, Disconnected, Link, Outgoing, Received
 from edge_runtime.runtime import Observation, Runtime
 
 TICK_SECONDS: Final = 0.25
+EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 2
 
 log = logging.getLogger("skiffd")
@@ -131,10 +132,10 @@ class Daemon:
         self._sampled = (0, 0, 0.0)
 
     def _load_slots(self) -> lifecycle.SlotState:
-        record = self._slots.record()
-        if record is None:
+        self._saved = self._slots.record()
+        if self._saved is None:
             return lifecycle.SlotState(model=self._config.model)
-        return lifecycle.from_document(record, self._config.model)
+        return lifecycle.from_document(self._saved, self._config.model)
 
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -210,7 +211,7 @@ class Daemon:
     def _perform(self, action: core.Action) -> None:
         match action:
             case core.Save():
-                self._slots.write_record(lifecycle.to_document(action.slots))
+                self._save(action.slots)
             case core.Serve():
                 self._serve(action.digest)
             case core.Collect():
@@ -218,7 +219,7 @@ class Daemon:
             case core.Publish():
                 self._publish(action)
             case core.Append():
-                self._outbox.append(action.session, action.seq, action.topic, action.payload)
+                self._append(action)
             case core.Send():
                 self._send(action)
             case core.Trim():
@@ -231,6 +232,29 @@ class Daemon:
             self._link.publish(Outgoing(action.topic, action.payload, action.delivery))
         except LinkError as e:
             log.info("publish_lost topic=%s reason=%s", action.topic, e)
+
+    def _save(self, state: lifecycle.SlotState) -> None:
+        document = lifecycle.to_document(state)
+        if document == self._saved:
+            return
+        try:
+            self._slots.write_record(document)
+        except OSError as e:
+            # To go on would mean to act on a state that a restart forgets; what was saved before is still whole.
+            raise SkiffError(
+                f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space; "
+                "started again, this device serves the model it had committed"
+            ) from e
+        self._saved = document
+
+    def _append(self, action: core.Append) -> None:
+        try:
+            self._outbox.append(action.session, action.seq, action.topic, action.payload)
+        except SkiffError as e:
+            log.error("record_lost seq=%d topic=%s reason=%s", action.seq, action.topic, e)  # noqa: TRY400 (no trace)
+            return
+        kept = (action.session, action.seq, action.topic, len(self._outbox))
+        log.info("record_kept session=%s seq=%d topic=%s waiting=%d", *kept)
 
     def _send(self, action: core.Send) -> None:
         sent = []
@@ -283,6 +307,7 @@ class Daemon:
             if seen.rows:
                 log.info("window_withheld rows=%d min_rows=%d", seen.rows, self._config.window.min_rows)
             return
+        log.info("window_closed rows=%d digest=%s", seen.rows, seen.digest)
         self._handle(
             core.WindowClosed(
                 digest=seen.digest,
@@ -403,7 +428,7 @@ class JsonLines(logging.Formatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``skiffd``; exits 0 after a clean stop, 2 on a bad configuration."""
+    """Entry point of ``skiffd``; exits 0 after a clean stop, 1 when it cannot go on, 2 on a bad configuration."""
     parser = argparse.ArgumentParser(
         prog="skiffd", description="Serve, watch and update one model on this device."
     )
@@ -432,7 +457,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SkiffError as e:
         sys.stderr.write(f"skiffd: {e}\n")
         return EXIT_CONFIG
-    daemon.run(stop)
+    try:
+        daemon.run(stop)
+    except SkiffError as e:
+        log.critical("gave_up reason=%s", e)
+        return EXIT_FAILED
     return 0
 
 

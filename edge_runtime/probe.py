@@ -24,7 +24,7 @@ from edge_runtime.contract.manifest import ArtifactInfo, agrees, ties
 from edge_runtime.engine import Engine
 
 WARM_UP_RUNS: Final = 200
-ROUNDS: Final = 5
+PART_ROWS: Final = 100
 MAX_OUTPUT_BYTES: Final = 1 << 16
 
 
@@ -126,12 +126,12 @@ def _preemptions() -> int:
 
 
 def quietest_p99_ns(spent: NDArray[np.int64]) -> int:
-    """The smallest 99th percentile of `ROUNDS` consecutive parts of ``spent``, in nanoseconds.
+    """The smallest 99th percentile of consecutive parts of `PART_ROWS` rows of ``spent``, in nanoseconds.
 
-    Other processes take the caches away in bursts, which costs CPU time too; what the model itself needs shows in the
-    part that was disturbed least.
+    Other processes take the caches away in bursts, which costs CPU time too. A part of a small model is over within a
+    time slice of the scheduler, so that what the model itself needs shows in the part that was disturbed least.
     """
-    parts = np.array_split(spent, max(1, min(ROUNDS, spent.size // 100)))
+    parts = np.array_split(spent, max(1, spent.size // PART_ROWS))
     return min(int(np.quantile(part, 0.99, method="higher")) for part in parts)
 
 

@@ -138,11 +138,13 @@ class Story:
 
     def _wait_serving(self, version: str, count: int) -> None:
         digest = self.versions[version]
-        self._wait(
-            f"{count} devices have committed version {version}",
-            lambda: self.view.serving(MODEL).get(digest, 0) >= count,
-            timeout_seconds=90,
-        )
+
+        def served() -> bool:
+            for device, outcome, reason in self.view.outcomes(MODEL, digest):
+                raise StepFailed(f"{device} {outcome.replace('_', ' ')} version {version}: {reason}")
+            return self.view.serving(MODEL).get(digest, 0) >= count
+
+        self._wait(f"{count} devices have committed version {version}", served, timeout_seconds=90)
 
     def _wait_rollout(self, state: str, version: str) -> None:
         def reached() -> bool:

@@ -22,10 +22,10 @@ class _Required:
 REQUIRED = _Required()
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest valid name, or an empty string."""
+def nearest(name: str, valid: Sequence[str], question: str = "did you mean {}?") -> str:
+    """`` (did you mean 'x'?)`` for the closest valid name, or an empty string; ``question`` is asked instead."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" ({question.format(repr(close[0]))})" if close else ""
 
 
 class Fields:
@@ -58,7 +58,7 @@ class Fields:
         self._seen.append(name)
         value = self._mapping.get(name, default)
         if value is REQUIRED:
-            raise self.fail(name, "is missing")
+            raise self.fail(name, f"is missing{nearest(name, self.names(), 'is {} meant for it?')}")
         return value
 
     def text(

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.core import rollout
-from tests.simulators.fleet import CRASHES, GOOD, ROUGH, SLOW_IN_PROBE, SLOW_ON_TRIAL, Faults, Fleet
+from tests.simulators.fleet import Fleet
+from tests.simulators.world import CRASHES, GOOD, HARSH, ROUGH, SLOW_IN_PROBE, SLOW_ON_TRIAL, Faults
 from tests.support.device import A, B, C
 
-HARSH = Faults(late=0.3, repeat=0.4, lose=0.5, breaks=0.05, power=0.02, child=0.5, centre=0.2)
 BAD = (SLOW_IN_PROBE, SLOW_ON_TRIAL, CRASHES)
 
 
@@ -93,7 +93,7 @@ DEEDS = st.lists(
 )
 
 
-@settings(max_examples=settings().max_examples // 4)
+@settings(max_examples=settings().max_examples // 2)
 @given(
     seed=st.integers(0, 2**32),
     size=st.integers(1, 12),
@@ -109,7 +109,6 @@ def test_whatever_happens(seed, size, kinds, first, faults, deeds):
         {A: GOOD, B: kinds[0], C: kinds[1]},
         incumbent=A if first else None,
         faults=faults,
-        refusals=True,
     )
     devices = list(fleet.devices.values())
     fleet.run(3.0)
@@ -128,7 +127,7 @@ def test_whatever_happens(seed, size, kinds, first, faults, deeds):
             case ["links"]:
                 device.lose_link()
             case ["broker"]:
-                fleet.broker.restart_without_memory()
+                fleet.restart_broker()
             case ["centre"]:
                 fleet.centre.die()
         fleet.run(seconds)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from cli.app import app
@@ -38,7 +39,9 @@ def test_every_command_that_a_page_names_exists(repository, page):
     targets = set(
         re.findall(r"^([a-z-]+):.*##", (repository / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     )
-    commands = get_command(app).commands
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    commands = group.commands
     for block in blocks(text, "sh"):
         for line in block.splitlines():
             words = line.partition("#")[0].split()
@@ -46,7 +49,7 @@ def test_every_command_that_a_page_names_exists(repository, page):
                 assert words[1] in targets, line
             elif words[:1] == ["skiff"]:
                 command = commands[words[1]]
-                if hasattr(command, "commands"):
+                if isinstance(command, TyperGroup):
                     command = command.commands[words[2]]
                 options = {name for parameter in command.params for name in parameter.opts}
                 assert {word for word in words if word.startswith("--")} <= options, line
