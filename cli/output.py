@@ -39,13 +39,13 @@ def reported() -> Iterator[None]:
     try:
         yield
     except (ParityError, UnsupportedPipeline) as e:
-        err.print(f"refused: {e}", style="bold red", markup=False)
+        err.print(f"refused: {e}", style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(REFUSED) from e
     except (ConfigError, ContractError) as e:
-        err.print(f"error: {e}", style="bold red", markup=False)
+        err.print(f"error: {e}", style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(USAGE) from e
     except SkiffError as e:
-        err.print(f"error: {e}", style="bold red", markup=False)
+        err.print(f"error: {e}", style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from e
 
 

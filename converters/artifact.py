@@ -1,7 +1,5 @@
 """From a fitted pipeline to one proven ``.onnx`` file."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from converters import files
 from converters import signature as signatures
 from converters import table as tables
 from converters.gate import check_bytes, check_static
@@ -322,25 +321,8 @@ def _check_golden(engine: Engine, golden: Golden) -> None:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    """Replaces ``path`` in one step that survives a power cut."""
-    folder = path.resolve().parent
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        at = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(at)
-        finally:
-            os.close(at)
+        files.write(path, data)
     except OSError as e:
         raise ConfigError(f"{path}: cannot be written ({e.strerror})") from e
     return path

@@ -387,7 +387,9 @@ class Daemon:
         while self._child is not None and (line := self._child.poll()) is not None:
             try:
                 if "progress" in line:
-                    self._handle(core.update_phase(line))
+                    phase = core.update_phase(line)
+                    log.info("update_progress phase=%s digest=%s", phase.phase, phase.digest)
+                    self._handle(phase)
                 elif "result" in line:
                     ended = core.update_ended(line["result"])
                     self._child_answered = True

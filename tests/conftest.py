@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.broker)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_each_time() -> None:
+    """Estimators without a ``random_state`` draw from numpy's global generator: let it begin anew for each test."""
+    import numpy as np  # noqa: PLC0415 (not before the thread counts above are set)
+
+    np.random.seed(0)  # noqa: NPY002
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -89,8 +89,9 @@ def _enter(rollout: Rollout, stage: int, devices: Iterable[DeviceRecord], now_ns
     elif not online:
         return None
     else:
-        cap = size if isinstance(size, int) else max(1, math.ceil(size * len(online)))
-        # A stage never falls back behind the one before, however many devices went offline meanwhile.
+        # A stage never falls back behind the one before, however many devices went offline meanwhile: when they
+        # come back they would push each other out of what they have committed.
+        cap = max(rollout.cap, size if isinstance(size, int) else max(1, math.ceil(size * len(online))))
         threshold = max(rollout.threshold, _threshold(rollout, online, cap))
         exposed = sum(stage_hash(d.device, rollout.rollout) < threshold for d in online)
         cap = max(cap, exposed) if threshold == rollout.threshold else cap

@@ -1,6 +1,5 @@
 """What happens to a device's control plane, and what it asks for: the events and actions of `agent`."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,7 +14,6 @@ from edge_runtime.contract.release import Release, from_payload
 from edge_runtime.core.lifecycle import SlotState
 
 PHASES: Final = ("fetching", "verified", "probed")
-_HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 # ── events: what happened ──────────────────────────────────────────────────────────────────────────────
@@ -224,7 +222,10 @@ def update_ended(result: Mapping[str, object]) -> UpdateEnded:
     f = Fields(result, "update")
     ok = f.flag("ok")
     digest = f.text("desired" if ok else "digest", "")
-    payload = bytes.fromhex(f.text("release", "", max_length=1 << 18, pattern=_HEX))
+    try:
+        payload = bytes.fromhex(f.text("release", "", max_length=1 << 18))
+    except ValueError as e:
+        raise f.fail("release", "is not hexadecimal") from e
     if ok and not payload:
         raise f.fail("release", "is missing: a success names the release it verified")
     return UpdateEnded(

@@ -95,7 +95,7 @@ def wait_for(condition: Callable[[], object], what: Callable[[], str] | str) -> 
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited too long for {what if isinstance(what, str) else what()}")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 class Program:

@@ -115,6 +115,16 @@ def test_a_device_that_comes_back_below_the_threshold_pushes_another_out():
     assert rollout.tighten(tight, [away, *ranked[1:]]) == tight  # leaving again raises nothing
 
 
+def test_a_stage_that_begins_with_most_devices_away_keeps_the_room_of_the_one_before():
+    devices = fleet(8)
+    first = rollout.begin(draft(stages=(3, 0.25, 1.0)), devices, NOW)
+    chosen = told(first, devices)
+    away = [replace(d, online=d.device == min(chosen)) for d in devices]
+    second = rollout.advance(first, away, NOW)
+    assert second.cap == 3
+    assert told(rollout.tighten(second, devices), devices) == chosen
+
+
 def test_a_later_stage_never_falls_behind_an_earlier_one():
     devices = fleet(10)
     r = rollout.begin(draft(stages=(8, 0.5, 1.0)), devices, NOW)

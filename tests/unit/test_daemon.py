@@ -10,7 +10,7 @@ from edge_runtime.config import load
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.ids import Digest, SessionId
 from edge_runtime.core import lifecycle
-from edge_runtime.core.agent import Append, Save
+from edge_runtime.core.events import Append, Save
 from edge_runtime.daemon import Daemon, main
 
 DIGEST = Digest("ab" * 32)
