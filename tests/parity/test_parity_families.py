@@ -172,7 +172,10 @@ def test_many_equal_votes_are_summed_in_float64(tmp_path):
 def test_values_the_pipeline_refuses_are_counted_apart(tmp_path):
     X = scaled_integers() * 1e-12
     report = proven(
-        make_pipeline(StandardScaler(), RandomForestClassifier(5, random_state=0)), X, classes_of(X, 2), tmp_path
+        make_pipeline(StandardScaler(), RandomForestClassifier(5, random_state=0)),
+        X,
+        classes_of(X, 2),
+        tmp_path,
     ).report
     assert report.refused > 0
     assert report.by_probe_kind["huge"].refused == report.refused
