@@ -3,8 +3,10 @@
 import json
 import logging
 import signal
+import tempfile
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,10 @@ from rich import box
 from rich.table import Table
 
 from aggregator.adapters.registry import Registry
+from aggregator.backtest import backtest as run_backtest
 from aggregator.config import AggregatorConfig
 from aggregator.config import load as load_aggregator
+from aggregator.records import Selection
 from aggregator.service import Service
 from cli.models import JsonFlag
 from cli.output import out, print_json, progress, reported
@@ -150,6 +154,51 @@ def drift(config: ConfigArgument, as_json: JsonFlag = False) -> None:
                 f"{judgement['p']:.4f}",
                 ", ".join(moved),
                 row["reason"],
+            )
+        out.print(table)
+
+
+def backtest(
+    config: ConfigArgument,
+    *,
+    alpha: Annotated[float, typer.Option(help="Level of a test; 0 keeps the configured one.")] = 0.0,
+    horizon_rows: Annotated[
+        int, typer.Option(help="Rows a device needs for a look; 0 keeps the configured.")
+    ] = 0,
+    confirmations: Annotated[int, typer.Option(help="Looks in a row; 0 keeps the configured number.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Judge the stored windows again, as if the drift settings had been others all along; changes nothing."""
+    with reported():
+        view = FleetView(config)
+        logging.getLogger("aggregator").setLevel(
+            logging.ERROR
+        )  # what it would have asked for, nobody is asked
+        stands = view.config.drift
+        drift = replace(
+            stands,
+            alpha=alpha or stands.alpha,
+            horizon_rows=horizon_rows or stands.horizon_rows,
+            confirmations=confirmations or stands.confirmations,
+        )
+        devices = {record.device: record for record in view.devices()}
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_backtest(
+                replace(view.config, drift=drift), view.windows(Selection()), devices, Path(folder)
+            )
+        if as_json:
+            print_json([asdict(verdict) for verdict in found])
+            return
+        table = Table(
+            "at", "model", "cohort", "kind", "verdict", "p", "moved", box=box.SIMPLE, pad_edge=False
+        )
+        for v in found:
+            table.add_row(
+                time.strftime("%m-%d %H:%M:%S", time.gmtime(v.at_ns / 1e9)),
+                *(f"{v.model} {v.digest[:8]}", v.cohort, v.kind),
+                f"{v.outcome} {v.changed}".strip(),
+                f"{v.judgement.p:.4f}",
+                ", ".join(v.judgement.moved),
             )
         out.print(table)
 

@@ -9,11 +9,12 @@ from functools import partial
 from edge_runtime.contract import messages, topics
 from edge_runtime.contract.codec import decode
 from edge_runtime.contract.ids import DeviceId, Digest, SessionId
+from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.release import from_payload
 from edge_runtime.contract.topics import Delivery
 from edge_runtime.core import events as ev
 from edge_runtime.core.agent import MAX_IN_FLIGHT, Agent
-from edge_runtime.core.budget import Budget
+from edge_runtime.core.budget import MIN_COMPARED, Budget
 from edge_runtime.core.lifecycle import SlotState, from_document, needs, to_document
 from tests.simulators.world import BEAT_SECONDS, ROWS_PER_WINDOW, TOPICS, Broker, Call, Key, World
 from tests.support.device import COHORT, MODEL, closed, identity
@@ -135,6 +136,7 @@ class Device:
         self._later(BEAT_SECONDS, self._beat)
         if self.loaded is not None and agent.slots.trial is not None:
             self._served += ROWS_PER_BEAT
+            beside = agent.slots.committed
             self._feed(
                 ev.Served(
                     digest=self.loaded,
@@ -142,6 +144,9 @@ class Device:
                     failed=0,
                     seconds=BEAT_SECONDS,
                     cpu=world.kinds[self.loaded].cpu_times(self._served),
+                    incumbent_cpu=world.kinds[beside].cpu_times(MIN_COMPARED)
+                    if beside
+                    else LatencyHistogram(),
                     rss_bytes=0,
                 )
             )

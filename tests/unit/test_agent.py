@@ -421,16 +421,16 @@ def test_the_same_release_is_looked_at_once():
 
 def test_one_child_at_a_time_and_the_newest_release_next():
     bench = Bench()
-    first, second, third = (release(A, revision=k) for k in (5, 6, 7))
+    first, second, third, fourth = (release(A, revision=k) for k in (5, 6, 7, 8))
     bench.offer(first)
-    bench.offer(third)
-    bench.offer(second)
-    assert bench.get(StartUpdate) == []
+    for later in (second, fourth, third):
+        bench.offer(later)
+        assert bench.get(StartUpdate) == []
     bench.end(first, digest=A)
-    assert bench.one(StartUpdate).release == signed(third)
-    bench.end(third, digest=A)
+    assert bench.one(StartUpdate).release == signed(fourth)
+    bench.end(fourth, digest=A)
     assert bench.get(StartUpdate) == []
-    assert bench.agent.slots.revision == 7
+    assert bench.agent.slots.revision == 8
 
 
 def test_a_release_below_the_floor_does_not_cost_a_child():
