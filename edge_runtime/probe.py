@@ -125,14 +125,14 @@ def _preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
-def quietest_p99_ns(spent: NDArray[np.int64]) -> int:
-    """The smallest 99th percentile of consecutive parts of `PART_ROWS` rows of ``spent``, in nanoseconds.
+def quietest_ns(spent: NDArray[np.int64], q: float) -> int:
+    """The smallest ``q``-quantile of consecutive parts of `PART_ROWS` rows of ``spent``, in nanoseconds.
 
     Other processes take the caches away in bursts, which costs CPU time too. A part of a small model is over within a
     time slice of the scheduler, so that what the model itself needs shows in the part that was disturbed least.
     """
     parts = np.array_split(spent, max(1, spent.size // PART_ROWS))
-    return min(int(np.quantile(part, 0.99, method="higher")) for part in parts)
+    return min(int(np.quantile(part, q, method="higher")) for part in parts)
 
 
 def probe(job: ProbeJob) -> dict[str, Any]:
@@ -145,8 +145,8 @@ def probe(job: ProbeJob) -> dict[str, Any]:
         "ok": True,
         "model": engine.info.manifest.name,
         "rss_bytes": Probes().rss_bytes(),
-        "predict_p50_ns": int(np.quantile(spent, 0.5, method="higher")),
-        "predict_p99_ns": quietest_p99_ns(spent),
+        "predict_p50_ns": quietest_ns(spent, 0.5),
+        "predict_p99_ns": quietest_ns(spent, 0.99),
         "runs": len(spent),
         "golden_rows": golden_rows,
         "budgets": {"predict_p99_ns": budgets.predict_p99_ns, "rss_bytes": budgets.rss_bytes},

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -634,3 +635,13 @@ def test_each_process_loads_only_what_it_needs(module, loads, never):
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert loads in loaded
     assert not loaded & never
+
+
+def test_what_a_model_needs_shows_in_the_part_that_was_disturbed_least():
+    loud = np.full(1900, 90_000, np.int64)
+    quiet = np.full(100, 12_000, np.int64)
+    quiet[::25] = 15_000
+    spent = np.concatenate([loud, quiet])
+    assert prober.quietest_ns(spent, 0.5) == 12_000
+    assert prober.quietest_ns(spent, 0.99) == 15_000
+    assert prober.quietest_ns(loud[:7], 0.99) == 90_000
