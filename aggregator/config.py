@@ -1,7 +1,8 @@
 """The aggregator's configuration: one TOML file, read once into frozen values.
 
 Unknown keys are refused with the nearest valid one. Paths are relative to the file. Secrets come from the
-environment: the brokers' passwords from ``SKIFF_AGGREGATOR_PASSWORD`` and ``SKIFF_COORDINATOR_PASSWORD``.
+environment: the broker's passwords from ``SKIFF_AGGREGATOR_PASSWORD``, ``SKIFF_COORDINATOR_PASSWORD`` and
+``SKIFF_PUBLISHER_PASSWORD``.
 """
 
 import os
@@ -21,7 +22,7 @@ Stages = tuple[int | float, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityConfig:
-    """One MQTT identity: the aggregator reads telemetry, the coordinator writes releases and commands."""
+    """One MQTT identity: the aggregator reads telemetry, the coordinator writes releases, the publisher models."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -39,6 +40,7 @@ class BrokerConfig:
     keepalive_seconds: int = 30
     aggregator: IdentityConfig = IdentityConfig()
     coordinator: IdentityConfig = IdentityConfig()
+    publisher: IdentityConfig = IdentityConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,7 @@ def _broker(f: Fields, folder: Path) -> BrokerConfig:
         keepalive_seconds=f.integer("keepalive_seconds", default.keepalive_seconds, low=5, high=3600),
         aggregator=_identity(f.section("aggregator", {}), folder, "SKIFF_AGGREGATOR_PASSWORD"),
         coordinator=_identity(f.section("coordinator", {}), folder, "SKIFF_COORDINATOR_PASSWORD"),
+        publisher=_identity(f.section("publisher", {}), folder, "SKIFF_PUBLISHER_PASSWORD"),
     )
     f.finish()
     return config

@@ -41,9 +41,18 @@ rollout_app = typer.Typer(no_args_is_help=True, help="Start, watch, pause, halt 
 
 
 def broker_of(config: AggregatorConfig) -> Broker:
-    """The broker the aggregator uses, for a command that publishes."""
-    b = config.broker
-    return Broker(host=b.host, port=b.port, ca=b.ca, keepalive_seconds=b.keepalive_seconds)
+    """The broker the aggregator uses, under the publisher's own identity."""
+    b, who = config.broker, config.broker.publisher
+    return Broker(
+        host=b.host,
+        port=b.port,
+        username=who.username,
+        password=who.password,
+        ca=b.ca,
+        certificate=who.certificate,
+        key=who.key,
+        keepalive_seconds=b.keepalive_seconds,
+    )
 
 
 def publish(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from aggregator.config import load
 from cli import broker_config, report
 from cli.app import app
 from cli.broker import prepare_broker
-from cli.operate import parse_stages
+from cli.operate import broker_of, parse_stages
 from cli.processes import ProcessDied, Processes, wait_until
 from edge_runtime.contract.errors import ConfigError, LinkError, SkiffError
 from edge_runtime.contract.ids import FleetId
@@ -158,3 +159,16 @@ def test_the_report_is_one_page_without_a_network():
     assert "&lt;10&gt;" in page
     assert "<script" not in page
     assert not [word for word in ('src="http', "@import", "url(http") if word in page]
+
+
+def test_what_publishes_has_an_identity_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIFF_PUBLISHER_PASSWORD", "secret")
+    path = tmp_path / "aggregator.toml"
+    path.write_text(
+        'fleet = "f"\n[broker]\nca = "ca.pem"\n[broker.publisher]\nusername = "p"\n'
+        'certificate = "p.pem"\nkey = "p.key"\n',
+        encoding="utf-8",
+    )
+    broker = broker_of(load(path))
+    assert (broker.username, broker.password) == ("p", "secret")
+    assert (broker.ca, broker.certificate) == (str(tmp_path / "ca.pem"), str(tmp_path / "p.pem"))
