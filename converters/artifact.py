@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +14,33 @@ from converters import files
 from converters import signature as signatures
 from converters import table as tables
 from converters.gate import check_bytes, check_static
-from converters.onnx_export import Arithmetic, choices, export
-from converters.optimize import INPUT, IR_VERSION, LABEL, OPSET, SCORE, to_bytes
-from converters.parity import ParityFailure, Progress, compare
+from converters.lowering import lower
+from converters.lowering.graph import Arithmetic, Lowering
+from converters.onnx_export import fallback
+from converters.optimize import INPUT, IR_VERSION, LABEL, OPSET, SCORE, optimise, to_bytes
+from converters.parity import ParityFailure, Progress, compare, probes_for
 from converters.probe_inputs import Probes, rows_in_cells
-from converters.reference import CHUNK, Answers, answers, float32_effect
+from converters.reference import (
+    CHUNK,
+    Acceptance,
+    Answers,
+    Float32Effect,
+    accepted_values,
+    answers,
+    rounding_effect,
+    ties_of,
+)
 from converters.report import ParityReport
-from converters.rewrite import Folded, fold
 from converters.signature import Signature
-from converters.table import Rows, Table
+from converters.table import InputDtype, Rows, Table
 from edge_runtime.contract import ids
-from edge_runtime.contract.errors import ArtifactError, ConfigError, ContractError, InputError
+from edge_runtime.contract.errors import (
+    ArtifactError,
+    ConfigError,
+    ContractError,
+    InputError,
+    UnsupportedPipeline,
+)
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.manifest import (
     TOLERANCE,
@@ -40,6 +56,7 @@ from edge_runtime.contract.profile import (
     Binner,
     CellSpec,
     Profile,
+    category_cells,
     cells_from_training,
     empty_profile,
     merge_all,
@@ -103,6 +120,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     seed: int = 0,
     layout: CellSpec | None = None,
     budgets: Budgets = Budgets(),  # noqa: B008 - frozen
+    input_dtype: Literal["auto", "float32", "float64"] = "auto",
     progress: Progress | None = None,
 ) -> Artifact:
     """Converts a fitted pipeline, proves the result against it on hostile rows, and writes one ``.onnx`` file.
@@ -110,8 +128,9 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     The same arguments give the same bytes. The file is written in one piece at the end, or not at all.
 
     Args:
-        pipeline: a fitted `Pipeline` of scalers and a linear model or forest, or such an estimator alone.
-        X: (n, F) training rows, an array or a data frame; they are counted into the reference profile, never stored.
+        pipeline: a fitted `Pipeline`, or any estimator with ``predict``.
+        X: (n, F) training rows, an array or a pandas or polars data frame of numbers and categories; they are counted
+            into the reference profile, never stored.
         out: where to write.
         name: the model family, as in topics: lower-case letters, digits and hyphens.
         version: the model's version.
@@ -121,6 +140,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         seed: fixes the rows drawn.
         layout: the cells of the model this one succeeds, so that drift history stays comparable.
         budgets: limits to declare in the manifest.
+        input_dtype: what devices send; ``auto`` is float32 unless that changes the pipeline's own answers.
         progress: called with a stage, how much of it is done, and how much there is.
 
     Raises:
@@ -135,17 +155,12 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     told("read", 0, 1)
     signature = signatures.read(pipeline)
     table = tables.read(signature, X)
-    membership = _membership(groups, len(table.rows))
-    wanted = answers(signature, table.rows)
-    if not wanted.accepted.all():
-        row = int(np.flatnonzero(~wanted.accepted)[0])
-        raise InputError("type", f"X: the pipeline refuses row {row} as float32: {wanted.reason}")
-    effect = float32_effect(signature, table, wanted)
-    spec = _layout(layout, signature, table, wanted)
+    membership = _membership(groups, len(table.wide))
+    subject = _choose_input(signature, table, input_dtype)
+    spec = _layout(layout, subject)
     parts = _Parts(
         manifest=_manifest(
-            signature,
-            table,
+            subject,
             spec.layout,
             name=name,
             version=version,
@@ -153,28 +168,30 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
             digest=tables.training_digest(table, y),
         ),
         spec=spec,
-        golden=_golden(signature, table, spec, seed),
+        golden=_golden(subject, spec, seed),
     )
-    told("fold", 0, 1)
-    folded = fold(signature)
-    rows = Probes(table.rows, table.missing, spec, folded, probes=probes, seed=seed)
-    model, draft, arithmetic = _choose(signature, folded, parts, rows, told)
+    told("lower", 0, 1)
+    widest = lower(signature, dtype=subject.dtype, vocabularies=table.vocabularies, fallback=fallback)
+    rows = probes_for(signature, table, widest, spec, takes=subject.takes, probes=probes, seed=seed)
+    model, draft, arithmetic = _choose(subject, widest, parts, rows, told)
     report = replace(
-        compare(draft, pipeline, rows, progress=told, total=sum(rows.sizes.values())),
+        compare(draft, signature, table, rows, progress=told, total=sum(rows.sizes.values())),
         probes=probes,
         seed=seed,
         arithmetic=arithmetic,
+        remedies=subject.remedies,
+        notes=tuple(widest.notes),
         coverage=rows.coverage,
-        float32=effect,
+        float32=subject.effect,
     )
     if not report.passed:
         raise ParityFailure(report)
-    total, profiles = _profiles(draft, spec, table.rows, membership)
+    total, profiles = _profiles(draft, spec, subject.rows, membership)
     data = parts.file(model, report.to_certificate(), profiles, total)
     told("write", 0, 1)
     check_bytes(data, str(out))
     engine = Engine(data)
-    _check_golden(engine, parts.golden)
+    _check_golden(signature, engine, parts.golden)
     path = _write(Path(out), data)
     told("write", 1, 1)
     return Artifact(
@@ -198,25 +215,85 @@ def _membership(groups: Any, rows: int) -> NDArray[np.str_] | None:
     return found
 
 
-def _layout(given: CellSpec | None, signature: Signature, table: Table, wanted: Answers) -> CellSpec:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Subject:
+    """A pipeline with its training rows as devices send them."""
+
+    signature: Signature
+    table: Table
+    dtype: InputDtype
+    rows: Rows
+    answers: Answers
+    effect: Float32Effect
+    takes: Acceptance
+    remedies: tuple[str, ...]
+
+
+def _choose_input(
+    signature: Signature, table: Table, wanted: Literal["auto", "float32", "float64"]
+) -> _Subject:
+    """The narrowest input dtype that leaves the pipeline's own answers on the training rows as they are."""
+    choices: tuple[InputDtype, ...] = ("float32", "float64") if wanted == "auto" else (wanted,)
+    problems: list[str] = []
+    for dtype in choices:
+        rows = table.rows(dtype)
+        beyond = np.isinf(rows)
+        if beyond.any():
+            row, column = (int(i) for i in np.argwhere(beyond)[0])
+            problems.append(f"column {table.names[column]!r}, row {row} is too large for {dtype}")
+            continue
+        found = answers(signature, table, rows)
+        if not found.accepted.all():
+            row = int(np.flatnonzero(~found.accepted)[0])
+            raise InputError("type", f"X: the pipeline refuses row {row} as {dtype}: {found.reason}")
+        effect, problem = rounding_effect(signature, table, found, dtype)
+        if not problem:
+            return _Subject(
+                signature=signature,
+                table=table,
+                dtype=dtype,
+                rows=rows,
+                answers=found,
+                effect=effect,
+                takes=accepted_values(signature, table, rows),
+                remedies=tuple(f"float64 input, because {problem}" for problem in problems),
+            )
+        problems.append(problem)
+    raise UnsupportedPipeline(f"{problems[0]}; {_INPUT_REMEDY[wanted]}")
+
+
+_INPUT_REMEDY: Final = {
+    "auto": "scale the column in float64 before the pipeline",
+    "float32": "pass input_dtype='float64', or subtract an offset from the column before the pipeline",
+    "float64": "scale the column before the pipeline",
+}
+
+
+def _layout(given: CellSpec | None, subject: _Subject) -> CellSpec:
+    signature, table = subject.signature, subject.table
+    classes = len(signature.single)
     if given is None:
         return CellSpec(
-            features=tuple(cells_from_training(n, table.rows[:, j]) for j, n in enumerate(table.names)),
-            score=cells_from_training(signature.score, wanted.scores.max(axis=1).astype(np.float32)),
-            classes=len(signature.labels),
+            features=tuple(
+                cells_from_training(column.name, subject.rows[:, j])
+                if column.vocabulary is None
+                else category_cells(column.name, len(column.vocabulary))
+                for j, column in enumerate(table.columns)
+            ),
+            score=cells_from_training(signature.score, subject.answers.scores.max(axis=1).astype(np.float32)),
+            classes=classes,
         )
     names = tuple(cells.name for cells in given.features)
-    if names != table.names or given.classes != len(signature.labels):
+    if names != table.names or given.classes != classes:
         raise ConfigError(
             f"layout {given.layout} has the columns {', '.join(names)} and {given.classes} classes; this pipeline has "
-            f"{', '.join(table.names)} and {len(signature.labels)}: leave layout out to start a new one"
+            f"{', '.join(table.names)} and {classes}: leave layout out to start a new one"
         )
     return given
 
 
 def _manifest(
-    signature: Signature,
-    table: Table,
+    subject: _Subject,
     layout: ids.LayoutId,
     *,
     name: str,
@@ -226,16 +303,27 @@ def _manifest(
 ) -> Manifest:
     if not ids.VERSION.fullmatch(version):
         raise ContractError(f"{version!r} is not a version: it must match {ids.VERSION.pattern}")
+    signature, takes = subject.signature, subject.takes
     return Manifest(
         name=ids.model_name(name),
         version=version,
         task=signature.task,
         score=signature.score,
         features=tuple(
-            Feature(name=n, missing=bool(m)) for n, m in zip(table.names, table.missing, strict=True)
+            Feature(
+                name=column.name,
+                kind="number" if column.vocabulary is None else "category",
+                vocabulary=column.vocabulary or (),
+                missing=bool(takes.missing[j]),
+                infinite=bool(takes.infinite[j]),
+                unseen=bool(takes.unseen[j]),
+            )
+            for j, column in enumerate(subject.table.columns)
         ),
-        labels=signature.labels,
+        labels=signature.single,
+        multilabels=signature.labels if len(signature.labels) > 1 else (),
         input_name=INPUT,
+        input_dtype=subject.dtype,
         label_output=LABEL if signature.labels else "",
         score_output=SCORE,
         opset=OPSET,
@@ -247,39 +335,61 @@ def _manifest(
     )
 
 
-def _golden(signature: Signature, table: Table, spec: CellSpec, seed: int) -> Golden:
+def _golden(subject: _Subject, spec: CellSpec, seed: int) -> Golden:
     """Synthetic rows with the pipeline's answers; an eighth of them with missing values where these may occur."""
     count = max(4, min(GOLDEN_ROWS, GOLDEN_BYTES // (4 * len(spec.features))))
     rng = np.random.default_rng([seed, len(spec.features)])
-    rows = rows_in_cells(spec, rng, 4 * count)
-    holes = table.missing & (rng.random(rows.shape) < 0.5)
+    sizes = np.array([len(column.vocabulary or ()) for column in subject.table.columns])
+    rows = rows_in_cells(spec, rng, 4 * count, sizes, subject.takes.unseen, subject.rows.dtype)
+    holes = subject.takes.missing & (rng.random(rows.shape) < 0.5)
     holes[np.arange(len(rows)) % 8 != 0] = False
     rows[holes] = np.nan
-    found = answers(signature, rows)
+    found = answers(subject.signature, subject.table, rows)
     kept = np.flatnonzero(found.accepted)[:count]
     if not kept.size:
         raise InputError(
             "type", "the pipeline refuses every row drawn from its own training cells; rescale the columns"
         )
-    return Golden(rows=rows[kept], labels=found.labels[kept], scores=found.scores[kept])
+    labels = found.labels[kept]
+    return Golden(
+        rows=rows[kept],
+        labels=labels if len(subject.signature.labels) > 1 else labels[:, 0],
+        scores=found.scores[kept],
+    )
 
 
 def _choose(
-    signature: Signature, folded: Folded, parts: _Parts, rows: Probes, told: Progress
+    subject: _Subject, widest: Lowering, parts: _Parts, rows: Probes, told: Progress
 ) -> tuple[ModelProto, Engine, Arithmetic]:
-    """The cheapest graph with room to spare: float32 where a first look leaves most of the tolerance unused."""
-    *cheaper, exact = choices(signature)
-    for done, arithmetic in enumerate(cheaper):
-        told("export", done, len(cheaper) + 1)
-        model = export(signature, folded, arithmetic)
+    """The cheapest graph with room to spare: float32 where a first look leaves most of the tolerance unused.
+
+    Only the sums of trees' leaves are ever taken in float32; everything else is float64 in both.
+    """
+    signature = subject.signature
+    if widest.ensemble_nodes:
+        told("export", 0, 2)
+        narrow = lower(
+            signature,
+            dtype=subject.dtype,
+            arithmetic="float32",
+            vocabularies=subject.table.vocabularies,
+            fallback=fallback,
+        )
+        model = _model(signature, narrow)
         engine = Engine(parts.file(model, {}))
-        look = compare(engine, signature.pipeline, rows.limited(_FIRST_LOOK))
+        look = compare(engine, signature, subject.table, rows.limited(_FIRST_LOOK))
         if look.passed and look.max_rel_error <= NARROW_SHARE * TOLERANCE:
-            return model, engine, arithmetic
+            return model, engine, "float32"
         engine.close()
-    told("export", len(cheaper), len(cheaper) + 1)
-    model = export(signature, folded, exact)
-    return model, Engine(parts.file(model, {})), exact
+    told("export", 1, 2)
+    model = _model(signature, widest)
+    return model, Engine(parts.file(model, {})), "float64"
+
+
+def _model(signature: Signature, lowered: Lowering) -> ModelProto:
+    return optimise(
+        lowered.graph(), dtype=lowered.dtype, width=signature.width, outputs=len(signature.labels)
+    )
 
 
 def _profiles(
@@ -288,7 +398,7 @@ def _profiles(
     """Training rows counted as a device counts: with the artifact's own outputs. The total is the sum of the groups."""
     probabilities = engine.info.manifest.probabilities
     labels, scores = engine.run(rows)
-    indices = np.zeros(len(rows), np.int64) if labels is None else labels
+    indices = labels if labels is not None and labels.ndim == 1 else np.zeros(len(rows), np.int64)
     if membership is None:
         return _counted(spec, rows, indices, scores, probabilities=probabilities), ()
     groups = []
@@ -299,7 +409,7 @@ def _profiles(
 
 
 def _counted(
-    spec: CellSpec, rows: Rows, labels: NDArray[np.int64], scores: Rows, *, probabilities: bool
+    spec: CellSpec, rows: Rows, labels: NDArray[np.int64], scores: NDArray[np.float32], *, probabilities: bool
 ) -> Profile:
     binner = Binner(spec, probabilities=probabilities)
     for start in range(0, len(rows), CHUNK):
@@ -308,12 +418,12 @@ def _counted(
     return binner.take()
 
 
-def _check_golden(engine: Engine, golden: Golden) -> None:
+def _check_golden(signature: Signature, engine: Engine, golden: Golden) -> None:
     labels, scores = engine.run(golden.rows)
-    wanted = Answers(labels=golden.labels, scores=golden.scores, accepted=np.ones(len(golden.rows), np.bool_))
     wrong = ~agrees(scores, golden.scores).all(axis=1)
     if labels is not None:
-        wrong |= (labels != golden.labels) & ~wanted.ties
+        differs = labels.reshape(len(scores), -1) != golden.labels.reshape(len(scores), -1)
+        wrong |= (differs & ~ties_of(signature, golden.scores)).any(axis=1)
     if wrong.any():
         raise ArtifactError(
             f"golden row {int(np.flatnonzero(wrong)[0])} does not come out of the finished file: report this as a bug"

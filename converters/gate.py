@@ -17,7 +17,71 @@ MAX_ARTIFACT_BYTES: Final = 64 * 1024 * 1024
 
 # What the converters emit, and nothing else: no control flow, no functions, no custom domain.
 OPERATORS: Final = {
-    "": frozenset({"ArgMax", "Cast", "Gemm", "Softmax"}),
+    "": frozenset(
+        {
+            *(
+                "Abs",
+                "Add",
+                "And",
+                "ArgMax",
+                "ArgMin",
+                "Cast",
+                "Ceil",
+                "Clip",
+                "Concat",
+                "Cos",
+                "CumSum",
+                "Div",
+            ),
+            *("Einsum", "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND"),
+            *(
+                "Gemm",
+                "Greater",
+                "GreaterOrEqual",
+                "Identity",
+                "IsInf",
+                "IsNaN",
+                "Less",
+                "LessOrEqual",
+                "Log",
+            ),
+            *(
+                "LogSoftmax",
+                "MatMul",
+                "Max",
+                "Min",
+                "Mod",
+                "Mul",
+                "Neg",
+                "Not",
+                "Or",
+                "Pad",
+                "Pow",
+                "Reciprocal",
+            ),
+            *(
+                "ReduceL1",
+                "ReduceL2",
+                "ReduceLogSumExp",
+                "ReduceMax",
+                "ReduceMean",
+                "ReduceMin",
+                "ReduceProd",
+            ),
+            *(
+                "ReduceSum",
+                "ReduceSumSquare",
+                "Relu",
+                "Reshape",
+                "Round",
+                "ScatterElements",
+                "Shape",
+                "Sigmoid",
+            ),
+            *("Sign", "Sin", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "TopK"),
+            *("Transpose", "Unsqueeze", "Where", "Xor"),
+        }
+    ),
     ML_DOMAIN: frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"}),
 }
 _GRAPHS: Final = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
@@ -100,8 +164,8 @@ def _tree_problem(node: NodeProto) -> str:
         return "the tree attributes differ in length"
     tree, own, _, modes, true, false = columns
     inner = np.array([mode != b"LEAF" for mode in modes], np.bool_)
-    if not set(modes) <= {b"LEAF", b"BRANCH_LEQ"}:
-        return "a tree node compares otherwise than by <="
+    if not set(modes) <= {b"LEAF", b"BRANCH_LEQ", b"BRANCH_EQ"}:
+        return "a tree node compares otherwise than by <= or =="
     size = {int(t): int(n) for t, n in zip(*np.unique(tree, return_counts=True), strict=True)}
     limit = np.array([size[int(t)] for t in tree], np.int64)
     parent, left, right = (np.asarray(column, np.int64)[inner] for column in (own, true, false))

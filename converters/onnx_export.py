@@ -1,149 +1,105 @@
-"""A folded estimator as an ONNX graph. The only skl2onnx import.
+"""Steps that skiff has no rule for, as skl2onnx converts them. The only skl2onnx import.
 
-A forest is one operator. In float32 its thresholds are exact, and only the sum of the leaves rounds; where that would
-leave the tolerance (a thousand trees, regression targets of mixed sign) the sum is taken in float64 instead.
-
-A linear model is always computed in float64 and rounded once. A float32 sum of products has no bound that holds for
-every row: terms that cancel magnify its error, and values near the end of float32 turn probabilities into NaN. skl2onnx
-has no float64 linear operator, and its float64 graph takes up to eleven nodes for what five do here.
+What skl2onnx makes of a step is judged like everything else: by the rows of the proof.
 """
 
-from typing import Any, Final, Literal
+from __future__ import annotations
+
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType
+from onnx import NodeProto, TensorProto, numpy_helper
+from skl2onnx import to_onnx
+from skl2onnx.common.data_types import DoubleTensorType
+from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
-from converters.optimize import (
-    INPUT,
-    LABEL,
-    ML_DOMAIN,
-    ML_OPSET,
-    OPSET,
-    SCORE,
-    attributes,
-    optimise,
-    with_attributes,
+from converters.lowering.graph import Lowering, Shape, Value
+from converters.optimize import ML_DOMAIN, ML_OPSET, OPSET
+
+_OUTPUTS: Final = {"predict": 0, "predict_proba": 1, "decision_function": 1, "transform": 0}
+_FAILURES: Final = (
+    MissingConverter,
+    MissingShapeCalculator,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    AssertionError,
 )
-from converters.rewrite import Folded
-from converters.signature import Signature, trees
-
-_WIDE_INPUT: Final = "wide_input"
 
 
-Arithmetic = Literal["float32", "float64"]
+def fallback(g: Lowering, fitted: Any, method: str, x: Value) -> Value:
+    """The nodes that skl2onnx gives for ``fitted``, spliced into the graph; float64 in, float64 out.
 
-
-def choices(signature: Signature) -> tuple[Arithmetic, ...]:
-    """The arithmetics there are for a pipeline, the cheapest first; the last one is the most exact."""
-    return ("float64",) if signature.family == "linear" else ("float32", "float64")
-
-
-def export(signature: Signature, folded: Folded, arithmetic: Arithmetic) -> ModelProto:
-    """The optimised graph of ``folded``, without metadata: one input ``input``, outputs ``label`` and ``score``.
-
-    Raises `UnsupportedPipeline` when skl2onnx refuses the estimator.
+    Raises `UnsupportedPipeline` where it has none, or gives something else than numbers for ``method``.
     """
-    if signature.family == "linear":
-        graph = _linear(signature, folded.estimator)
-    else:
-        graph = _forest(signature, folded.estimator, wide=arithmetic == "float64")
-    return optimise(
-        graph,
-        width=signature.width,
-        scores=max(1, len(signature.labels)),
-        classifier=signature.task == "classifier",
-    )
-
-
-def _forest(signature: Signature, estimator: Any, *, wide: bool) -> GraphProto:
-    graph = _converted(signature, estimator)
-    nodes = [_tree_node(node, signature, estimator, wide=wide) for node in graph.node]
-    if wide:
-        nodes.insert(0, helper.make_node("Cast", [INPUT], [_WIDE_INPUT], to=TensorProto.DOUBLE))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return graph
-
-
-def _converted(signature: Signature, estimator: Any) -> GraphProto:
-    classifier = signature.task == "classifier"
+    if x.coded:
+        raise g.refuse(
+            fitted, "cannot be converted for columns of categories", "encode them first, with OneHotEncoder"
+        )
+    if method not in _OUTPUTS:
+        raise g.refuse(fitted, f"has no {method} that can be converted", "see docs/reference/coverage.md")
+    classes = method != "transform" and hasattr(fitted, "classes_")
+    index = _OUTPUTS[method] if classes else 0
+    options: dict[str, Any] = {"zipmap": False} if classes else {}
+    if method == "decision_function":
+        options["raw_scores"] = True
     try:
-        model: ModelProto = convert_sklearn(
-            estimator,
-            initial_types=[(INPUT, FloatTensorType([None, signature.width]))],
-            options={id(estimator): {"zipmap": False}} if classifier else None,
+        model = to_onnx(
+            fitted,
+            initial_types=[("X", DoubleTensorType([None, x.width]))],
+            options={id(fitted): options} if options else None,
             target_opset={"": OPSET, ML_DOMAIN: ML_OPSET},
         )
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
-        raise signature.estimator.refuse(f"is not converted by skl2onnx ({e})") from e
+    except _FAILURES as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise g.refuse(
+            fitted,
+            f"has no {method} that can be converted (skl2onnx: {first[:160]})",
+            "use a step that docs/reference/coverage.md lists as supported",
+        ) from e
     graph = model.graph
-    wanted = [LABEL, SCORE] if classifier else [SCORE]
-    found = [str(output.name) for output in graph.output]
-    if len(found) != len(wanted):
-        raise signature.estimator.refuse(f"gives the outputs {found} in skl2onnx, not {wanted}")
+    g.note(f"converted by skl2onnx: {type(fitted).__name__}.{method}")
+    names = {"X": x.name}
+    constants = {str(t.name): g.constant(numpy_helper.to_array(t)) for t in graph.initializer}
+    names.update(constants)
+    prefix = f"skl{len(g.nodes)}_"
     for node in graph.node:
-        for old, new in zip(found, wanted, strict=True):
-            node.output[:] = [new if name == old else name for name in node.output]
-            node.input[:] = [new if name == old else name for name in node.input]
-    return graph
+        made = NodeProto()
+        made.CopyFrom(node)
+        for name in node.output:
+            names.setdefault(str(name), prefix + str(name))
+        made.input[:] = [names.get(str(name), str(name)) for name in node.input]
+        made.output[:] = [names[str(name)] for name in node.output]
+        made.name = ""
+        g.nodes.append(made)
+    output = graph.output[index]
+    kind = output.type.tensor_type.elem_type
+    name = names[str(output.name)]
+    return _typed(g, fitted, method, name, kind, classes=classes and method == "predict")
 
 
-def _tree_node(node: NodeProto, signature: Signature, estimator: Any, *, wide: bool) -> NodeProto:
-    """Carries what skl2onnx leaves out: the way of missing values, and weights in float64."""
-    if not node.op_type.startswith("TreeEnsemble"):
-        raise signature.estimator.refuse(f"gives an unexpected {node.op_type} node in skl2onnx")
-    values = attributes(node)
-    members = trees(estimator)
-    owner = np.asarray(values["nodes_treeids"])
-    place = np.asarray(values["nodes_nodeids"])
-    offset = np.cumsum([0, *(tree.node_count for tree in members)])
-    at = offset[owner] + place
-    inner = np.concatenate([tree.children_left for tree in members]) >= 0
-    missing = np.concatenate([tree.missing_go_to_left for tree in members]).astype(bool) & inner
-    values["nodes_missing_value_tracks_true"] = missing[at].astype(np.int64).tolist()
-    if wide:
-        threshold = np.where(inner, np.concatenate([tree.threshold for tree in members]), 0.0)
-        _set_doubles(values, "nodes_values", threshold[at])
-        kind = "class" if signature.task == "classifier" else "target"
-        value = np.concatenate([tree.value[:, 0, :] for tree in members]) / len(members)
-        leaf = offset[np.asarray(values[f"{kind}_treeids"])] + np.asarray(values[f"{kind}_nodeids"])
-        column = np.asarray(values[f"{kind}_ids"])
-        if len(signature.labels) == 2:
-            column = column + 1  # one weight per leaf: that of the second class
-        _set_doubles(values, f"{kind}_weights", value[leaf, column])
-    made = with_attributes(node, values)
-    if wide:
-        made.input[:] = [_WIDE_INPUT]
-    return made
+def _typed(g: Lowering, fitted: Any, method: str, name: str, kind: int, *, classes: bool) -> Value:
+    if classes:
+        labels = np.asarray(fitted.classes_)
+        if kind != TensorProto.INT64 or labels.dtype.kind not in "iu":
+            raise g.refuse(
+                fitted, "has labels that skl2onnx does not give as whole numbers", "label classes 0, 1, …"
+            )
+        found = g.reshape(Value(name, (None,), "int64"), (-1, 1))
+        return g.argmax(g.cast(g.binary("Equal", found, labels.astype(np.int64)[None, :]), "float64"))
+    shape: Shape = (None, _width(fitted, method))
+    if kind == TensorProto.DOUBLE:
+        return g.reshape(Value(name, shape), (-1, _width(fitted, method)))
+    if kind in (TensorProto.FLOAT, TensorProto.INT64):
+        narrow = Value(name, shape, "float32" if kind == TensorProto.FLOAT else "int64")
+        return g.reshape(g.cast(narrow, "float64"), (-1, _width(fitted, method)))
+    raise g.refuse(fitted, f"gives no numbers in {method}", "use another step")
 
 
-def _set_doubles(values: dict[str, Any], name: str, array: NDArray[np.float64]) -> None:
-    del values[name]
-    values[f"{name}_as_tensor"] = numpy_helper.from_array(np.ascontiguousarray(array, np.float64), name)
-
-
-def _linear(signature: Signature, estimator: Any) -> GraphProto:
-    coef, intercept = np.asarray(estimator.coef_), np.asarray(estimator.intercept_)
-    if len(signature.labels) == 2:
-        # The logistic function of z is the second entry of softmax(-z/2, z/2); halving is exact.
-        coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    nodes = [
-        helper.make_node("Cast", [INPUT], [_WIDE_INPUT], to=TensorProto.DOUBLE),
-        helper.make_node("Gemm", [_WIDE_INPUT, "weights", "bias"], ["logits"]),
-    ]
-    result = "logits"
-    if signature.labels:
-        result = "probabilities"
-        nodes += [
-            helper.make_node("ArgMax", ["logits"], [LABEL], axis=1, keepdims=0),
-            helper.make_node("Softmax", ["logits"], [result], axis=1),
-        ]
-    nodes.append(helper.make_node("Cast", [result], [SCORE], to=TensorProto.FLOAT))
-    constants = [
-        numpy_helper.from_array(np.ascontiguousarray(coef.T), "weights"),
-        numpy_helper.from_array(np.ascontiguousarray(intercept), "bias"),
-    ]
-    return helper.make_graph(nodes, "linear", [], [], constants)
+def _width(fitted: Any, method: str) -> int:
+    trial = np.zeros((1, int(fitted.n_features_in_)))
+    return int(np.asarray(getattr(fitted, method)(trial)).reshape(1, -1).shape[1])

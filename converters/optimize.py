@@ -19,32 +19,35 @@ ML_OPSET: Final = 3
 IR_VERSION: Final = 8
 
 
-def optimise(graph: GraphProto, *, width: int, scores: int, classifier: bool) -> ModelProto:
-    """A minimal model with one input ``input`` (n, width) and the outputs ``label`` and ``score`` (n, scores).
+def optimise(graph: GraphProto, *, dtype: str, width: int, outputs: int) -> ModelProto:
+    """A minimal model with one input ``input`` (n, width) and the outputs ``label`` and ``score`` (n, C).
 
-    ``graph`` must already use these names. Removed: identities, casts to the type a value already has, zero
-    class weights beside others, attributes at their defaults, and whatever no output needs.
+    ``graph`` must already use these names; with ``outputs`` 0 there is no label, with 1 it is (n,), with more
+    (n, outputs). Removed: identities, casts to the type a value already has, widening casts that are narrowed again,
+    zero class weights beside others, attributes at their defaults, and whatever no output needs.
     """
-    outputs = [LABEL, SCORE] if classifier else [SCORE]
-    nodes = _bypass([_copied(node) for node in graph.node], set(outputs))
-    nodes = _alive(nodes, set(outputs))
+    source = TensorProto.FLOAT if dtype == "float32" else TensorProto.DOUBLE
+    names = [LABEL, SCORE] if outputs else [SCORE]
+    nodes = _bypass([_copied(node) for node in graph.node], set(names), source)
+    nodes = _alive(nodes, set(names))
     nodes = [_compact(node) for node in nodes]
     used = {name for node in nodes for name in node.input}
     constants = sorted((t for t in graph.initializer if t.name in used), key=lambda t: str(t.name))
-    rename = _names(nodes, [str(t.name) for t in constants], {INPUT, *outputs})
+    rename = _names(nodes, [str(t.name) for t in constants], {INPUT, *names})
     for i, node in enumerate(nodes):
         node.name = f"n{i}"
         node.doc_string = ""
         node.input[:] = [rename.get(name, name) for name in node.input]
         node.output[:] = [rename.get(name, name) for name in node.output]
-    described = [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, ["n", scores])]
-    if classifier:
-        described.insert(0, helper.make_tensor_value_info(LABEL, TensorProto.INT64, ["n"]))
+    described = [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, ["n", "scores"])]
+    if outputs:
+        shape: list[str | int | None] = ["n"] if outputs == 1 else ["n", outputs]
+        described.insert(0, helper.make_tensor_value_info(LABEL, TensorProto.INT64, shape))
     return helper.make_model(
         helper.make_graph(
             nodes,
             PRODUCER,
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", width])],
+            [helper.make_tensor_value_info(INPUT, source, ["n", width])],
             described,
             [_constant(tensor, rename[str(tensor.name)]) for tensor in constants],
         ),
@@ -95,22 +98,32 @@ def _constant(tensor: TensorProto, name: str) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor), name)
 
 
-def _bypass(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
+def _bypass(nodes: Sequence[NodeProto], outputs: set[str], source: int) -> list[NodeProto]:
     """Removes nodes that pass their input on unchanged, renaming what they joined."""
-    types = {INPUT: TensorProto.FLOAT}
+    types = {INPUT: source}
+    widened: dict[str, str] = {}  # float64 values that are float32 ones, widened: narrowing gives these again
     kept: list[NodeProto] = []
     for node in nodes:
         target = attributes(node)["to"] if node.op_type == "Cast" else None
+        if target == TensorProto.FLOAT and node.input[0] in widened:
+            node.input[0] = widened[node.input[0]]
         if node.op_type == "Identity" or (target is not None and types.get(node.input[0]) == target):
-            source, result = node.input[0], node.output[0]
+            passed, result = node.input[0], node.output[0]
             if result not in outputs:
-                _rename_value(nodes, result, source)
+                _rename_value(nodes, result, passed)
                 continue
-            if source not in outputs and source != INPUT:
-                _rename_value(nodes, source, result)
+            if passed not in outputs and passed != INPUT and passed in types:
+                _rename_value(nodes, passed, result)
+                types[result] = types[passed]
                 continue
         if target is not None:
+            if target == TensorProto.DOUBLE and types.get(node.input[0]) == TensorProto.FLOAT:
+                widened[node.output[0]] = node.input[0]
             types[node.output[0]] = target
+        else:
+            types.update(dict.fromkeys(node.output, TensorProto.UNDEFINED))
+            if node.op_type.startswith("TreeEnsemble"):
+                types[node.output[-1]] = TensorProto.FLOAT  # whatever the type of its input
         kept.append(node)
     return kept
 

@@ -4,6 +4,7 @@ Scores agree within the project's tolerance, absolutely or relative to the refer
 reference's two best scores differ by more than that. The reference is described in `converters.reference`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +15,17 @@ from numpy.typing import NDArray
 
 from converters import signature as signatures
 from converters import table as tables
+from converters.lowering import lower
+from converters.lowering.graph import Lowering
+from converters.onnx_export import fallback
 from converters.probe_inputs import BATCH, Probes
-from converters.reference import Answers, answers
+from converters.reference import Acceptance, Answers, answers
 from converters.report import KindResult, ParityReport, WorstRow
-from converters.rewrite import fold
 from converters.signature import Signature
-from converters.table import Rows
+from converters.table import Column, InputDtype, Rows, Table
 from edge_runtime.contract.errors import ArtifactError, ParityError
 from edge_runtime.contract.manifest import TOLERANCE, Label, agrees
+from edge_runtime.contract.profile import CellSpec
 from edge_runtime.engine import Engine
 
 Progress = Callable[[str, int, int], None]
@@ -58,40 +62,79 @@ def check_parity(
         ArtifactError: the file is damaged, or was made from a pipeline of another shape.
     """
     engine = Engine(path)
-    signature = signatures.read(pipeline)
-    table = tables.read(signature, X)
-    folded = fold(signature)
     manifest = engine.info.manifest
-    declared = np.array([f.missing for f in manifest.features])
+    signature = signatures.read(pipeline)
     check_signature(engine, signature)
-    rows = Probes(
-        table.rows, table.missing & declared, engine.info.reference.spec, folded, probes=probes, seed=seed
+    table = tables.read(signature, X, vocabularies=tuple(f.vocabulary or None for f in manifest.features))
+    dtype: InputDtype = "float64" if manifest.input_dtype == "float64" else "float32"
+    lowered = lower(signature, dtype=dtype, vocabularies=table.vocabularies, fallback=fallback)
+    rows = probes_for(
+        signature,
+        table,
+        lowered,
+        engine.info.reference.spec,
+        takes=Acceptance(
+            missing=np.array([f.missing for f in manifest.features]),
+            infinite=np.array([f.infinite for f in manifest.features]),
+            unseen=np.array([f.unseen for f in manifest.features]),
+        ),
+        probes=probes,
+        seed=seed,
     )
-    report = compare(engine, pipeline, rows, progress=progress, total=sum(rows.sizes.values()))
-    certificate = engine.info.certificate.get("arithmetic", "")
-    arithmetic = certificate if isinstance(certificate, str) else ""
-    return replace(report, probes=probes, seed=seed, arithmetic=arithmetic, coverage=rows.coverage)
+    report = compare(engine, signature, table, rows, progress=progress, total=sum(rows.sizes.values()))
+    certificate = engine.info.certificate
+    arithmetic = certificate.get("arithmetic", "")
+    return replace(
+        report,
+        probes=probes,
+        seed=seed,
+        arithmetic=arithmetic if isinstance(arithmetic, str) else "",
+        coverage=rows.coverage,
+        notes=tuple(lowered.notes),
+    )
+
+
+def probes_for(
+    signature: Signature,
+    table: Table,
+    lowered: Lowering,
+    spec: CellSpec,
+    *,
+    takes: Acceptance,
+    probes: int,
+    seed: int,
+) -> Probes:
+    """The probe rows of one lowered pipeline."""
+    return Probes(
+        table.rows(lowered.dtype),
+        takes,
+        spec,
+        lowered,
+        vocabulary=np.array([0 if c.vocabulary is None else len(c.vocabulary) for c in table.columns]),
+        ask=lambda trial: answers(signature, table, trial),
+        probes=probes,
+        seed=seed,
+    )
 
 
 def compare(
     engine: Engine,
-    pipeline: Any,
+    signature: Signature,
+    table: Table,
     probes: Iterable[tuple[str, Rows]],
     *,
     progress: Progress | None = None,
     total: int = 0,
 ) -> ParityReport:
-    """Runs every chunk of ``probes``, (kind, rows (n, F) float32), through both sides.
+    """Runs every chunk of ``probes``, (kind, coded rows (n, F)), through both sides.
 
     Rows of the kind ``batch`` are also run one by one and in groups of several sizes.
     """
-    signature = signatures.read(pipeline)
-    check_signature(engine, signature)
     tallies: dict[str, _Tally] = {}
     done = 0
     for kind, rows in probes:
-        tally = tallies.setdefault(kind, _Tally(kind, signature.labels))
-        wanted = answers(signature, rows)
+        tally = tallies.setdefault(kind, _Tally(kind, signature.labels, table.columns))
+        wanted = answers(signature, table, rows)
         for labels, scores in _runs(engine, rows, batches=kind == BATCH):
             tally.add(rows, labels, scores, wanted)
         done += len(rows)
@@ -103,8 +146,9 @@ def compare(
 def check_signature(engine: Engine, signature: Signature) -> None:
     """Raises `ArtifactError` when the artifact's manifest does not describe a pipeline of this signature."""
     manifest = engine.info.manifest
-    found = (manifest.task, manifest.score, len(manifest.features), _typed(manifest.labels))
-    wanted = (signature.task, signature.score, signature.width, _typed(signature.labels))
+    given = manifest.multilabels or ((manifest.labels,) if manifest.labels else ())
+    found = (manifest.task, manifest.score, len(manifest.features), [_typed(each) for each in given])
+    wanted = (signature.task, signature.score, signature.width, [_typed(each) for each in signature.labels])
     for what, a, b in zip(("task", "score", "number of columns", "labels"), found, wanted, strict=True):
         if a != b:
             raise ArtifactError(f"the artifact was not made from this pipeline: its {what} is {a}, not {b}")
@@ -136,7 +180,8 @@ class _Tally:
     """Counts one kind of row while it is compared."""
 
     kind: str
-    labels: tuple[Label, ...]
+    labels: tuple[tuple[Label, ...], ...]
+    columns: tuple[Column, ...]
     rows: int = 0
     refused: int = 0
     ties: int = 0
@@ -149,16 +194,17 @@ class _Tally:
     def add(
         self, rows: Rows, labels: NDArray[np.int64] | None, scores: NDArray[np.float32], wanted: Answers
     ) -> None:
-        if scores.shape != wanted.scores.shape:
+        kept = wanted.accepted
+        if kept.any() and scores.shape != wanted.scores.shape:
             raise ArtifactError(
                 f"the artifact's scores have shape {scores.shape}, the pipeline's {wanted.scores.shape}"
             )
-        kept = wanted.accepted
-        fits, absolute, relative = _judge(scores[kept], wanted.scores[kept])
-        ties = wanted.ties[kept]
+        fits, absolute, relative = _judge(scores[kept], wanted.scores[kept, : scores.shape[1]])
+        ties = wanted.ties[kept].any(axis=1)
         differs = np.zeros(len(fits), np.bool_)
         if labels is not None:
-            differs = (labels != wanted.labels)[kept] & ~ties
+            apart = (labels.reshape(len(rows), -1) != wanted.labels)[kept]
+            differs = (apart & ~wanted.ties[kept]).any(axis=1)
         self.rows += len(fits)
         self.refused += int((~kept).sum())
         self.ties += int(ties.sum())
@@ -172,9 +218,9 @@ class _Tally:
             self.worst.append(
                 WorstRow(
                     kind=self.kind,
-                    values=tuple(rows[at].tolist()),
-                    label=None if labels is None else self.labels[labels[at]],
-                    expected_label=None if labels is None else self.labels[wanted.labels[at]],
+                    values=tuple(map(_shown, self.columns, rows[at].tolist())),
+                    label=None if labels is None else self._label(labels.reshape(len(rows), -1)[at]),
+                    expected_label=None if labels is None else self._label(wanted.labels[at]),
                     scores=tuple(scores[at].tolist()),
                     expected_scores=tuple(wanted.scores[at].tolist()),
                     abs_error=float(absolute[i]),
@@ -183,6 +229,10 @@ class _Tally:
                 )
             )
         self.worst = sorted(self.worst, key=_severity)[:WORST_ROWS]
+
+    def _label(self, indices: NDArray[np.int64]) -> Label:
+        found = [labels[index] for labels, index in zip(self.labels, indices.tolist(), strict=True)]
+        return found[0] if len(found) == 1 else str(found)
 
     def result(self) -> KindResult:
         return KindResult(
@@ -194,6 +244,13 @@ class _Tally:
             max_abs_error=self.max_abs_error,
             max_rel_error=self.max_rel_error,
         )
+
+
+def _shown(column: Column, value: float) -> Label:
+    """A cell as a person knows it: a number, or the category behind a code."""
+    if column.vocabulary is None or math.isnan(value):
+        return value
+    return "(a value not seen in training)" if value < 0 else column.vocabulary[int(value)]
 
 
 def _judge(

@@ -1,8 +1,10 @@
 """Rows that try to tell an artifact from its pipeline.
 
-Ordinary rows agree even when a graph is wrong at its edges; these rows sit on the edges. For the splits of a forest
-there are rows on the threshold and one and two float32 values to each side of it, built on a training row that
-bears witness to the split (`converters.witness`).
+Ordinary rows agree even when a graph is wrong at its edges; these rows sit on the edges. For the splits of trees
+there are rows on the threshold and one and two floating-point values to each side of it, built on a training row
+that bears witness to the split (`converters.witness`); for bins, categories and clips rows around each of their
+edges. Where the graph's own structure says nothing, the pipeline does: between two training rows with different
+answers lies an edge, and it is found by bisection over the values of one column.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters import witness
-from converters.reference import CHUNK
-from converters.rewrite import Folded, Splits, key_of
+from converters.lowering.folding import LARGEST_KEYS, float_of, key_of
+from converters.lowering.graph import Ensemble, Lowering
+from converters.reference import CHUNK, Acceptance, Answers
 from converters.table import Rows, spread
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.profile import CellSpec
@@ -22,12 +25,29 @@ from edge_runtime.contract.profile import CellSpec
 TRAINING: Final = "training"
 RANDOM: Final = "random"
 THRESHOLD: Final = "threshold"
+EDGE: Final = "edge"
+BOUNDARY: Final = "boundary"
 EXTREME: Final = "extreme"
 HUGE: Final = "huge"
 INTEGER: Final = "integer"
 MISSING: Final = "missing"
+INFINITE: Final = "infinite"
+CATEGORY: Final = "category"
 BATCH: Final = "batch"
-KINDS: Final = (TRAINING, RANDOM, THRESHOLD, EXTREME, HUGE, INTEGER, MISSING, BATCH)
+KINDS: Final = (
+    TRAINING,
+    RANDOM,
+    THRESHOLD,
+    EXTREME,
+    HUGE,
+    INTEGER,
+    MISSING,
+    BATCH,
+    EDGE,
+    BOUNDARY,
+    INFINITE,
+    CATEGORY,
+)
 SYNTHETIC: Final = frozenset({RANDOM})
 """Kinds drawn from the cells alone: only such rows may travel in an artifact."""
 
@@ -35,20 +55,24 @@ MIN_PROBES: Final = 100
 _OFFSETS: Final = (0, 1, -1, 2, -2)
 _HUGE_ROWS: Final = 16
 _BATCH_ROWS: Final = 256
-_LARGEST: Final = np.finfo(np.float32).max
+_PAIRS: Final = 64
+_LARGEST: Final = float(np.finfo(np.float32).max)
+
+Ask = Callable[[Rows], Answers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Which splits of a forest the threshold rows try.
+    """Which splits of trees the threshold rows try.
 
     Attributes:
-        splits: how many splits the forest has.
+        splits: how many splits the trees have.
         distinct: how many different (column, threshold) pairs they are.
         reached: splits that some training row reaches, so that their threshold rows do too.
         decisive: splits whose threshold rows change the tree's answer from one side to the other, so that a threshold
-            that is off by a single float32 value cannot hide.
-        by_offset: rows per distance from the threshold in float32 values; every distinct pair has rows at 0, +1 and -1.
+            that is off by a single value cannot hide.
+        by_offset: rows per distance from the threshold in floating-point values; every distinct pair has rows at 0, +1
+            and -1.
     """
 
     splits: int
@@ -58,14 +82,26 @@ class Coverage:
     by_offset: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Splits:
+    """All splits of all ensembles: column, key of the threshold, a training row that reaches it (-1: none)."""
+
+    column: NDArray[np.int64]
+    key: NDArray[np.int64]
+    base: NDArray[np.int64]
+    decisive: NDArray[np.bool_]
+
+
 class Probes:
     """All probe rows for one model; iterating again gives the same rows. At most `CHUNK` rows are held at once.
 
     Args:
-        rows: (n, F) float32 training rows.
-        missing: (F,) bool, the columns that may hold NaN.
+        rows: (n, F) training rows in the artifact's input dtype, codes in columns of categories.
+        takes: what the pipeline accepts in each column.
         spec: the cells to draw random rows from.
-        folded: the folded estimator, for the thresholds and for who reaches them.
+        lowered: the lowered pipeline, for its edges and trees.
+        vocabulary: (F,) how many categories each column has; 0 for a column of numbers.
+        ask: the pipeline's answers, to look for boundaries; None looks for none.
         probes: how many rows are wanted. Each distinct threshold is covered at 0 and ±1 even if that takes more.
         seed: fixes every draw.
 
@@ -76,26 +112,33 @@ class Probes:
     def __init__(
         self,
         rows: Rows,
-        missing: NDArray[np.bool_],
+        takes: Acceptance,
         spec: CellSpec,
-        folded: Folded,
+        lowered: Lowering,
         *,
+        vocabulary: NDArray[np.int64],
+        ask: Ask | None,
         probes: int,
         seed: int,
     ) -> None:
         if probes < MIN_PROBES:
             raise ConfigError(f"probes is {probes}; at least {MIN_PROBES} rows prove anything")
         self._rows = rows
-        self._may_miss = missing
-        self._missing = np.flatnonzero(missing)
+        self._takes = takes
+        self._missing = np.flatnonzero(takes.missing)
+        self._infinite = np.flatnonzero(takes.infinite)
+        self._vocabulary = vocabulary
+        self._numbers = np.flatnonzero(vocabulary == 0)
         self._spec = spec
         self._seed = seed
-        self._splits = folded.splits
         self._segments: list[tuple[int, NDArray[np.int64]]] = []
-        self._base = np.zeros(0, np.int64)
+        self._splits = _splits(lowered.ensembles, rows, takes.missing)
         self.coverage: Coverage | None = None
-        if folded.splits is not None:
-            self._plan_thresholds(folded, folded.splits, probes)
+        if len(self._splits.column):
+            self._plan_thresholds(probes)
+        self._edges = _around(lowered.edges, rows.dtype)[: max(probes, MIN_PROBES)]
+        self._boundary = rows[:0] if ask is None else _boundaries(rows, self._numbers, ask, seed)
+        self._categories = _categories(vocabulary, takes.unseen)
         self._sizes = self._plan(probes)
 
     @property
@@ -115,15 +158,18 @@ class Probes:
                 yield kind, chunk
 
     def _plan(self, probes: int) -> dict[str, int]:
-        width = self._rows.shape[1]
         sizes = {
             TRAINING: min(len(self._rows), probes // 8),
             THRESHOLD: sum(len(at) for _, at in self._segments),
-            EXTREME: min(len(_extremes(self._rows[:, 0])) * width, probes // 10),
-            HUGE: min(_HUGE_ROWS, probes // 20),
-            INTEGER: probes // 20,
+            EXTREME: min(_EXTREMES * len(self._numbers), probes // 10),
+            HUGE: min(_HUGE_ROWS, probes // 20) if self._numbers.size else 0,
+            INTEGER: probes // 20 if self._numbers.size else 0,
             MISSING: probes // 20 if self._missing.size else 0,
             BATCH: min(_BATCH_ROWS, probes // 20),
+            EDGE: len(self._edges),
+            BOUNDARY: len(self._boundary),
+            INFINITE: min(2 * len(self._infinite), probes // 20),
+            CATEGORY: max(len(self._categories), probes // 20) if len(self._categories) else 0,
         }
         sizes[RANDOM] = max(probes - sum(sizes.values()), probes // 10)
         return sizes
@@ -138,6 +184,10 @@ class Probes:
             INTEGER: self._integer,
             MISSING: self._with_missing,
             BATCH: self._batch,
+            EDGE: self._at_edges,
+            BOUNDARY: self._at_boundaries,
+            INFINITE: self._with_infinities,
+            CATEGORY: self._with_categories,
         }
 
     def _training(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
@@ -151,40 +201,43 @@ class Probes:
 
     def _random(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         for part in _parts(count):
-            yield rows_in_cells(self._spec, rng, part.stop - part.start)
+            yield self._in_cells(rng, part.stop - part.start)
+
+    def _in_cells(self, rng: np.random.Generator, count: int) -> Rows:
+        return rows_in_cells(self._spec, rng, count, self._vocabulary, self._takes.unseen, self._rows.dtype)
 
     def _integer(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Whole multiples of a power of two near each column's spread; the first row is all zeros."""
         with np.errstate(divide="ignore", invalid="ignore"):
             exponent = np.floor(np.log2(spread(self._rows)))
-        unit = np.exp2(np.where(np.isfinite(exponent), exponent, 0.0))
+        unit = np.exp2(np.where(np.isfinite(exponent), exponent, 0.0))[self._numbers]
         for part in _parts(count):
-            rows = self._drawn(rng, part.stop - part.start).astype(np.float64)
+            rows = self._drawn(rng, part.stop - part.start)
             step = unit * np.exp2(rng.integers(-6, 4, size=(len(rows), 1)))
-            found = np.clip(np.rint(rows / step) * step, -_LARGEST, _LARGEST).astype(np.float32)
+            found = np.clip(np.rint(rows[:, self._numbers] / step) * step, -_LARGEST, _LARGEST)
             if part.start == 0:
                 found[:1] = 0.0
-            yield found
+            rows[:, self._numbers] = found
+            yield rows
 
     def _extreme(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Training rows with one value at, beyond or far beyond the column's range, or next to zero."""
-        width = self._rows.shape[1]
-        values = np.stack([_extremes(self._rows[:, j]) for j in range(width)])
+        values = np.stack([_extremes(self._rows[:, j]) for j in self._numbers]) if count else np.zeros((0, 1))
         order = rng.permutation(values.size)[:count]
         for part in _parts(count):
             rows = self._drawn(rng, part.stop - part.start)
             column, which = np.divmod(order[part], values.shape[1])
-            rows[np.arange(len(rows)), column] = values[column, which]
+            rows[np.arange(len(rows)), self._numbers[column]] = values[column, which]
             yield rows
 
     def _huge(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Values near the end of float32, which many pipelines refuse themselves."""
-        values = np.array([1e18, -1e18, 1e30, -1e30, _LARGEST, -_LARGEST], np.float32)
+        values = np.array([1e18, -1e18, 1e30, -1e30, _LARGEST, -_LARGEST], self._rows.dtype)
         rows = self._drawn(rng, count)
-        rows[np.arange(count), rng.integers(rows.shape[1], size=count)] = values[
-            np.arange(count) % len(values)
-        ]
-        yield rows
+        if count:
+            at = self._numbers[rng.integers(len(self._numbers), size=count)]
+            rows[np.arange(count), at] = values[np.arange(count) % len(values)]
+            yield rows
 
     def _with_missing(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Training rows with NaN scattered over the columns that may hold it; the first row has all of them."""
@@ -193,15 +246,43 @@ class Probes:
             holes = rng.random((len(rows), self._missing.size)) < rng.random((len(rows), 1))
             if part.start == 0:
                 holes[:1] = True
-            rows[:, self._missing] = np.where(holes, np.float32(np.nan), rows[:, self._missing])
+            rows[:, self._missing] = np.where(holes, np.nan, rows[:, self._missing])
+            yield rows
+
+    def _with_infinities(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        rows = self._drawn(rng, count)
+        if count:
+            at = self._infinite[np.arange(count) // 2 % len(self._infinite)]
+            rows[np.arange(count), at] = np.where(np.arange(count) % 2, np.inf, -np.inf)
+            yield rows
+
+    def _with_categories(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        """Training rows with each value of each vocabulary, strangers included, then mixtures of them."""
+        for part in _parts(count):
+            rows = self._drawn(rng, part.stop - part.start)
+            column, code = self._categories[np.arange(part.start, part.stop) % len(self._categories)].T
+            rows[np.arange(len(rows)), column] = code
             yield rows
 
     def _batch(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         half = count // 2
-        yield np.concatenate([self._drawn(rng, half), rows_in_cells(self._spec, rng, count - half)])
+        yield np.concatenate([self._drawn(rng, half), self._in_cells(rng, count - half)])
 
-    def _plan_thresholds(self, folded: Folded, splits: Splits, allowed: int) -> None:
-        pairs = np.stack([splits.feature, key_of(splits.threshold)], axis=1)
+    def _at_edges(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        for part in _parts(count):
+            rows = self._drawn(rng, part.stop - part.start)
+            column = self._edges["column"][part]
+            rows[np.arange(len(rows)), column] = self._edges["value"][part]
+            yield rows
+
+    def _at_boundaries(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        del rng
+        if count:
+            yield self._boundary[:count]
+
+    def _plan_thresholds(self, allowed: int) -> None:
+        splits = self._splits
+        pairs = np.stack([splits.column, splits.key], axis=1)
         first = np.sort(np.unique(pairs, axis=0, return_index=True)[1])
         rest = np.setdiff1d(np.arange(len(pairs)), first)
         every = np.concatenate([first, rest])
@@ -213,12 +294,11 @@ class Probes:
             room = len(at) if at is first else max(0, min(len(at), allowed))
             allowed -= room
             self._segments.append((offset, at[:room]))
-        self._base, decisive = witness.find(folded, splits, self._rows, self._may_miss)
         self.coverage = Coverage(
             splits=len(pairs),
             distinct=len(first),
-            reached=int((self._base >= 0).sum()),
-            decisive=int(decisive.sum()),
+            reached=int((splits.base >= 0).sum()),
+            decisive=int(splits.decisive.sum()),
             by_offset=tuple(
                 (offset, sum(len(at) for o, at in self._segments if o == offset)) for offset in _OFFSETS
             ),
@@ -226,31 +306,38 @@ class Probes:
 
     def _threshold(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         splits = self._splits
-        if splits is None:
-            return
-        key = key_of(splits.threshold)
         for offset, at in self._segments:
             taken = at[: max(0, count)]
             count -= len(taken)
             for part in _parts(len(taken)):
                 split = taken[part]
-                base = self._base[split]
+                base = splits.base[split]
                 stray = rng.integers(len(self._rows), size=len(split))
                 rows = self._rows[np.where(base >= 0, base, stray)]
-                column = splits.feature[split]
+                column = splits.column[split]
                 rows[np.arange(len(rows)), column] = witness.beside(
-                    key[split], offset, self._may_miss[column]
+                    splits.key[split], offset, self._takes.missing[column], rows.dtype
                 )
                 yield rows
 
 
-def rows_in_cells(spec: CellSpec, rng: np.random.Generator, count: int) -> Rows:
-    """``count`` synthetic rows (count, F) float32: per value a cell at random, then a value in it at random.
+def rows_in_cells(  # noqa: PLR0917 - what the rows are drawn from
+    spec: CellSpec,
+    rng: np.random.Generator,
+    count: int,
+    vocabulary: NDArray[np.int64],
+    unseen: NDArray[np.bool_],
+    dtype: np.dtype[np.floating],
+) -> Rows:
+    """``count`` synthetic rows (count, F): per value a cell at random, then a value in it at random; or any category.
 
     The open first and last cells reach as far out as the inner cells do together.
     """
-    rows = np.empty((count, len(spec.features)), np.float32)
+    rows = np.empty((count, len(spec.features)), dtype)
     for j, cells in enumerate(spec.features):
+        if vocabulary[j]:
+            rows[:, j] = rng.integers(-int(unseen[j]), vocabulary[j], size=count)
+            continue
         edges = np.asarray(cells.edges, np.float64)
         reach = edges[-1] - edges[0] or max(1.0, abs(edges[0]))
         bounds = np.concatenate([[edges[0] - reach], edges, [edges[-1] + reach]])
@@ -260,9 +347,116 @@ def rows_in_cells(spec: CellSpec, rng: np.random.Generator, count: int) -> Rows:
     return rows
 
 
+def _splits(ensembles: list[Ensemble], rows: Rows, missing: NDArray[np.bool_]) -> _Splits:
+    parts = []
+    for ensemble in ensembles:
+        inner = np.flatnonzero(ensemble.left >= 0)
+        base, decisive = witness.find(ensemble, rows, missing)
+        parts.append((ensemble.feature[inner], key_of(ensemble.threshold[inner]), base, decisive))
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return _Splits(none, none, none, np.zeros(0, np.bool_))
+    column, key, base, decisive = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return _Splits(column, key, base, decisive)
+
+
+def _around(edges: list[tuple[int, NDArray[np.floating]]], dtype: np.dtype[np.floating]) -> NDArray[np.void]:
+    """The values at and beside each edge, as (column, value) records without repetition."""
+    kind = np.dtype([("column", np.int64), ("value", dtype)])
+    found = []
+    for column, values in edges:
+        finite = np.unique(values[np.isfinite(values)]).astype(dtype)
+        for offset in _OFFSETS:
+            key = np.clip(key_of(finite) + offset, -LARGEST_KEYS[dtype.name], LARGEST_KEYS[dtype.name])
+            part = np.empty(len(finite), kind)
+            part["column"], part["value"] = column, float_of(key, dtype.name)
+            found.append(part)
+    return np.unique(np.concatenate(found)) if found else np.empty(0, kind)
+
+
+def _boundaries(rows: Rows, numbers: NDArray[np.int64], ask: Ask, seed: int) -> Rows:
+    """Rows on both sides of where the pipeline's answer changes between two training rows, (k, F).
+
+    One row becomes the other column by column until the answer changes; then the values of that column are bisected
+    in order, always keeping the half with the larger change.
+    """
+    rng = np.random.default_rng([seed, 104_729])
+    pairs = min(_PAIRS, len(rows))
+    low, high = rows[rng.integers(len(rows), size=pairs)], rows[rng.integers(len(rows), size=pairs)]
+    if not numbers.size:
+        return low[:0]
+    order = rng.permutation(numbers)
+    first, last = np.zeros(pairs, np.int64), np.full(pairs, len(order))
+    while (last - first > 1).any():
+        middle = (first + last) // 2
+        change = _larger_first(
+            ask,
+            _mixed(low, high, order, first),
+            _mixed(low, high, order, middle),
+            _mixed(low, high, order, last),
+        )
+        first, last = np.where(change, first, middle), np.where(change, middle, last)
+    column = order[first]
+    start, stop = _mixed(low, high, order, first), _mixed(low, high, order, last)
+    at = np.arange(pairs)
+    finite = np.isfinite(start[at, column]) & np.isfinite(stop[at, column])
+    start, stop, column, at = start[finite], stop[finite], column[finite], np.arange(int(finite.sum()))
+    a, b = key_of(start[at, column]), key_of(stop[at, column])
+    a, b = np.minimum(a, b), np.maximum(a, b)
+    while (b - a > 1).any():
+        middle = a + (b - a) // 2
+        trial = [_placed(start, column, key) for key in (a, middle, b)]
+        change = _larger_first(ask, *trial)
+        a, b = np.where(change, a, middle), np.where(change, middle, b)
+    limit = LARGEST_KEYS[rows.dtype.name]
+    keys = [np.clip(key, -limit, limit) for key in (a - 2, a - 1, a, b, b + 1, b + 2)]
+    return np.concatenate([_placed(start, column, key) for key in keys])
+
+
+def _mixed(low: Rows, high: Rows, order: NDArray[np.int64], count: NDArray[np.int64]) -> Rows:
+    """``low`` with the first ``count`` columns of ``order`` taken from ``high``."""
+    made = low.copy()
+    taken = np.arange(len(order)) < count[:, None]
+    made[:, order] = np.where(taken, high[:, order], low[:, order])
+    return made
+
+
+def _placed(rows: Rows, column: NDArray[np.int64], key: NDArray[np.int64]) -> Rows:
+    made = rows.copy()
+    made[np.arange(len(rows)), column] = float_of(key, rows.dtype.name)
+    return made
+
+
+def _larger_first(ask: Ask, a: Rows, b: Rows, c: Rows) -> NDArray[np.bool_]:
+    """Whether the answer changes more from ``a`` to ``b`` than from ``b`` to ``c``, per row."""
+    found = ask(np.concatenate([a, b, c]))
+    n = len(a)
+    with np.errstate(invalid="ignore"):
+        scores = np.nan_to_num(found.scores)
+        near = np.abs(scores[:n] - scores[n : 2 * n]).max(axis=1)
+        far = np.abs(scores[n : 2 * n] - scores[2 * n :]).max(axis=1)
+    labels = found.labels
+    near = near + 10 * (labels[:n] != labels[n : 2 * n]).any(axis=1)
+    far = far + 10 * (labels[n : 2 * n] != labels[2 * n :]).any(axis=1)
+    return np.asarray(near >= far)
+
+
+def _categories(vocabulary: NDArray[np.int64], unseen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(k, 2) every (column, code), with -1 where the pipeline takes values it has not seen."""
+    found = [
+        (j, code)
+        for j, size in enumerate(vocabulary.tolist())
+        for code in range(-int(unseen[j]) if size else 0, size)
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
 def _parts(count: int) -> Iterator[slice]:
     for start in range(0, count, CHUNK):
         yield slice(start, min(start + CHUNK, count))
+
+
+_EXTREMES: Final = 12
 
 
 def _extremes(column: Rows) -> Rows:
@@ -273,7 +467,7 @@ def _extremes(column: Rows) -> Rows:
     ends = np.clip(
         [low, high, low - span, high + span, low - 100 * span, high + 100 * span], -_LARGEST, _LARGEST
     )
-    near = ends.astype(np.float32)
-    steps = np.nextafter(near[:2], np.array([-np.inf, np.inf], np.float32))
-    tiny = np.finfo(np.float32).smallest_subnormal
-    return np.concatenate([near, steps, np.array([0.0, -0.0, tiny, -tiny], np.float32)])
+    near = ends.astype(column.dtype)
+    steps = np.nextafter(near[:2], np.array([-np.inf, np.inf], column.dtype))
+    tiny = np.finfo(column.dtype).smallest_subnormal
+    return np.concatenate([near, steps, np.array([0.0, -0.0, tiny, -tiny], column.dtype)])

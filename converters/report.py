@@ -45,7 +45,7 @@ class WorstRow:
     """A row with what the artifact and the pipeline say about it; labels are None for a regressor."""
 
     kind: str
-    values: tuple[float, ...]
+    values: tuple[Label, ...]
     label: Label | None
     expected_label: Label | None
     scores: tuple[float, ...]
@@ -72,7 +72,9 @@ class ParityReport:
         worst_rows: the worst first, over all kinds.
         features: column names, in the order of a worst row's values.
         tolerance: the project's, absolute or relative.
-        coverage: which splits were tried; None for linear models.
+        remedies: what conversion did so that the answers agree, the first thing first; empty when nothing was needed.
+        notes: what a reader should know of the graph, such as training rows in it.
+        coverage: which splits were tried; None without trees.
         float32: what float32 changes on the training rows; None when no training rows were compared.
     """
 
@@ -91,6 +93,8 @@ class ParityReport:
     probes: int = 0
     seed: int = 0
     arithmetic: str = ""
+    remedies: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     coverage: Coverage | None = None
     float32: Float32Effect | None = None
 
@@ -144,6 +148,8 @@ def _document(report: ParityReport, worst: Sequence[WorstRow]) -> dict[str, obje
         "probes": report.probes,
         "seed": report.seed,
         "arithmetic": report.arithmetic,
+        "remedies": list(report.remedies),
+        "notes": list(report.notes),
         "features": list(report.features),
         "kinds": {kind: _kind_document(result) for kind, result in report.by_probe_kind.items()},
         "worst": [_row_document(row) for row in worst],
@@ -193,8 +199,12 @@ def _row_document(row: WorstRow) -> dict[str, object]:
     }
 
 
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _plain(value: Label) -> Label:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Label) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else repr(value)
 
 
 def _rounded(value: object) -> object:
@@ -210,7 +220,7 @@ def _rounded(value: object) -> object:
 
 
 def _row_text(row: WorstRow, features: Sequence[str]) -> str:
-    shown = ", ".join(f"{name}={value:.9g}" for name, value in zip(features[:8], row.values, strict=False))
+    shown = ", ".join(f"{name}={_cell(value)}" for name, value in zip(features[:8], row.values, strict=False))
     more = ", …" if len(features) > 8 else ""
     labels = f"label {row.label!r} for {row.expected_label!r}, " if row.label_differs else ""
     found = ", ".join(f"{x:.7g}" for x in row.scores[:8])
@@ -262,6 +272,8 @@ def _page(report: ParityReport) -> str:
         ["arithmetic in the graph", report.arithmetic or "unknown"],
         ["seed", report.seed],
     ]
+    facts += [["remedy", text] for text in report.remedies]
+    facts += [["note", text] for text in report.notes]
     if report.coverage is not None:
         c = report.coverage
         offsets = ", ".join(f"{count:,} rows at {offset:+d}" for offset, count in c.by_offset)
@@ -283,7 +295,7 @@ def _page(report: ParityReport) -> str:
             row.rel_error,
             " ".join(f"{x:.7g}" for x in row.scores),
             " ".join(f"{x:.7g}" for x in row.expected_scores),
-            " ".join(f"{x:.9g}" for x in row.values),
+            " ".join(map(_cell, row.values)),
         ]
         for row in report.worst_rows
     ]

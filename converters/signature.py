@@ -1,256 +1,200 @@
-"""What a fitted pipeline takes and gives: its steps, columns, classes, task and score."""
+"""What a fitted pipeline takes and gives: its columns, task, classes and score."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
-)
+from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import (
-    ARDRegression,
-    BayesianRidge,
-    ElasticNet,
-    ElasticNetCV,
-    HuberRegressor,
-    Lars,
-    LarsCV,
-    Lasso,
-    LassoCV,
-    LassoLars,
-    LassoLarsCV,
-    LassoLarsIC,
-    LinearRegression,
-    LogisticRegression,
-    LogisticRegressionCV,
-    OrthogonalMatchingPursuit,
-    QuantileRegressor,
-    Ridge,
-    RidgeCV,
-    SGDRegressor,
-    TheilSenRegressor,
-)
+from sklearn.isotonic import IsotonicRegression
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
-from sklearn.svm import LinearSVR
-from sklearn.tree import (
-    DecisionTreeClassifier,
-    DecisionTreeRegressor,
-    ExtraTreeClassifier,
-    ExtraTreeRegressor,
-)
 from sklearn.utils.validation import check_is_fitted
 
 from edge_runtime.contract.errors import UnsupportedPipeline
 from edge_runtime.contract.manifest import Label
 
-Family = Literal["linear", "forest"]
-Task = Literal["classifier", "regressor"]
-
-SCALERS: Final[frozenset[type]] = frozenset({StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler})
-_FORESTS: Final[frozenset[type]] = frozenset(
-    {
-        RandomForestClassifier,
-        RandomForestRegressor,
-        ExtraTreesClassifier,
-        ExtraTreesRegressor,
-        DecisionTreeClassifier,
-        DecisionTreeRegressor,
-        ExtraTreeClassifier,
-        ExtraTreeRegressor,
-    }
-)
-# Every one predicts X @ coef_ + intercept_, and nothing else.
-_LINEAR: Final[frozenset[type]] = frozenset(
-    {
-        LogisticRegression,
-        LogisticRegressionCV,
-        LinearRegression,
-        Ridge,
-        RidgeCV,
-        Lasso,
-        LassoCV,
-        ElasticNet,
-        ElasticNetCV,
-        Lars,
-        LarsCV,
-        LassoLars,
-        LassoLarsCV,
-        LassoLarsIC,
-        OrthogonalMatchingPursuit,
-        BayesianRidge,
-        ARDRegression,
-        HuberRegressor,
-        TheilSenRegressor,
-        QuantileRegressor,
-        SGDRegressor,
-        LinearSVR,
-    }
-)
-_SCALER_NAMES: Final = ", ".join(sorted(kind.__name__ for kind in SCALERS))
-_ESTIMATOR_NAMES: Final = (
-    "LogisticRegression, LinearRegression and its relatives (Ridge, Lasso, …), "
-    "DecisionTree, ExtraTree, RandomForest and ExtraTrees (classifier or regressor)"
-)
-# What to do about the steps people most often bring; the rest get the list of what is supported.
-_REMEDIES: Final = {
-    "SimpleImputer": "forests take NaN themselves: drop this step and fit on NaN",
-    "KNNImputer": "forests take NaN themselves: drop this step and fit on NaN",
-    "ColumnTransformer": "select and encode columns before the pipeline, so that it starts at numbers",
-    "OneHotEncoder": "encode before the pipeline, so that it starts at numbers",
-    "OrdinalEncoder": "encode before the pipeline, so that it starts at numbers",
-    "PolynomialFeatures": "compute these columns before the pipeline, or use a forest",
-    "FunctionTransformer": "apply the function before the pipeline",
-    "SelectKBest": "drop the unselected columns and fit again without this step",
-    "HistGradientBoostingClassifier": "use RandomForestClassifier or ExtraTreesClassifier",
-    "HistGradientBoostingRegressor": "use RandomForestRegressor or ExtraTreesRegressor",
-    "GradientBoostingClassifier": "use RandomForestClassifier or ExtraTreesClassifier",
-    "GradientBoostingRegressor": "use RandomForestRegressor or ExtraTreesRegressor",
-    "RidgeClassifier": "use LogisticRegression, which has probabilities",
-    "LinearSVC": "use LogisticRegression, which has probabilities",
-    "SGDClassifier": "use LogisticRegression, which has probabilities",
-    "TransformedTargetRegressor": "fit on the transformed target and undo the transformation after predict",
-    "GridSearchCV": "convert its best_estimator_",
-    "RandomizedSearchCV": "convert its best_estimator_",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a pipeline: its name as the user wrote it, and the fitted object."""
-
-    name: str
-    fitted: Any
-
-    def refuse(self, reason: str, remedy: str = "") -> UnsupportedPipeline:
-        """An error that names this step, the reason and a remedy."""
-        kind = type(self.fitted).__name__
-        advice = remedy or _REMEDIES.get(kind) or f"supported: {_SCALER_NAMES}; then {_ESTIMATOR_NAMES}"
-        return UnsupportedPipeline(f"step {self.name!r} ({kind}) {reason}; {advice}")
+Task = Literal["classifier", "regressor", "clusterer", "outlier_detector"]
+Score = Literal["predict_proba", "decision_function", "predict", "negative_distance"]
+OUTLIER_LABELS = (-1, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Signature:
-    """A pipeline that the converters understand.
+    """What a pipeline answers.
 
     Attributes:
         pipeline: the fitted object itself, whose answers are the reference.
-        scalers: the steps before the estimator, each one of `SCALERS`.
-        estimator: the last step.
-        family: ``linear`` or ``forest`` (single trees too).
-        task: ``classifier`` or ``regressor``.
-        score: the method that the score stands for: ``predict_proba`` or ``predict``.
-        width: F, how many columns the pipeline takes.
-        names: the column names the pipeline was fitted with; empty when it was fitted without.
-        labels: class labels in the order of the scores, as Python values; empty for a regressor.
-        missing: whether the estimator takes NaN at all.
+        task: what it does.
+        score: the method that the score stands for. ``negative_distance`` is minus the distance to each centre of
+            a clusterer; a classifier's ``predict`` is 1 for the predicted class and 0 for the others.
+        width: F, how many columns it takes.
+        names: the column names it was fitted with; empty when it was fitted without.
+        labels: for each output that has classes, its labels in the order of its indices, as Python values; empty for
+            a regressor.
     """
 
     pipeline: Any
-    scalers: tuple[Step, ...]
-    estimator: Step
-    family: Family
     task: Task
-    score: Literal["predict_proba", "predict"]
+    score: Score
     width: int
     names: tuple[str, ...]
-    labels: tuple[Label, ...]
-    missing: bool
+    labels: tuple[tuple[Label, ...], ...]
+
+    @property
+    def single(self) -> tuple[Label, ...]:
+        """The labels of the only output; empty for a regressor and for several outputs."""
+        return self.labels[0] if len(self.labels) == 1 else ()
 
 
 def read(pipeline: Any) -> Signature:
-    """Reads a fitted pipeline or bare estimator; raises `UnsupportedPipeline` on anything not understood."""
-    steps = _flatten("", pipeline)
-    if not steps:
-        raise UnsupportedPipeline(f"the pipeline has no estimator; it must end in one of {_ESTIMATOR_NAMES}")
-    *scalers, last = steps
-    for step in scalers:
-        if type(step.fitted) not in SCALERS:
-            raise step.refuse("cannot be converted")
-    kind = type(last.fitted)
-    if kind not in _FORESTS and kind not in _LINEAR:
-        raise last.refuse("cannot be converted")
-    for step in steps:
-        try:
-            check_is_fitted(step.fitted)
-        except NotFittedError as e:
-            raise step.refuse("is not fitted", "call pipeline.fit(X, y) first") from e
-    family: Family = "forest" if kind in _FORESTS else "linear"
-    classifier = hasattr(last.fitted, "classes_")
-    _check_outputs(last, family)
+    """Reads a fitted pipeline or bare estimator.
+
+    Raises `UnsupportedPipeline` for what is not fitted, predicts nothing, or has labels that cannot be written down.
+    """
+    last = final(pipeline)
+    _check_fitted(pipeline)
+    if not hasattr(pipeline, "predict"):
+        what = f"the last step {last!r}" if last is None or isinstance(last, str) else type(last).__name__
+        raise UnsupportedPipeline(
+            f"{what} has no predict; the pipeline must end in a classifier, regressor, clusterer or outlier detector"
+        )
+    task = _task(last)
+    labels: tuple[tuple[Label, ...], ...] = ()
+    if task == "classifier":
+        labels = _labels(last)
+    elif task == "outlier_detector":
+        labels = (OUTLIER_LABELS,)
+    elif task == "clusterer":
+        labels = (tuple(range(_clusters(last))),)
     return Signature(
         pipeline=pipeline,
-        scalers=tuple(scalers),
-        estimator=last,
-        family=family,
-        task="classifier" if classifier else "regressor",
-        score="predict_proba" if classifier else "predict",
-        width=int(steps[0].fitted.n_features_in_),
-        names=tuple(str(name) for name in getattr(steps[0].fitted, "feature_names_in_", ())),
-        labels=_labels(last) if classifier else (),
-        missing=family == "forest" and bool(last.fitted.__sklearn_tags__().input_tags.allow_nan),
+        task=task,
+        score=_score(pipeline, last, task),
+        width=_width(pipeline),
+        names=tuple(str(name) for name in getattr(_first(pipeline), "feature_names_in_", ())),
+        labels=labels,
     )
 
 
-def trees(estimator: Any) -> list[Any]:
-    """The fitted ``sklearn.tree._tree.Tree`` objects of a forest or of a single tree."""
-    members = getattr(estimator, "estimators_", None)
-    return [estimator.tree_] if members is None else [member.tree_ for member in members]
+def final(fitted: Any) -> Any:
+    """The estimator at the end of nested pipelines and searches."""
+    while True:
+        if isinstance(fitted, Pipeline):
+            if not fitted.steps:
+                raise UnsupportedPipeline(
+                    "the pipeline has no steps; it must end in an estimator with predict"
+                )
+            fitted = fitted.steps[-1][1]
+        elif hasattr(fitted, "best_estimator_"):
+            fitted = fitted.best_estimator_
+        else:
+            return fitted
 
 
 @contextmanager
 def by_position() -> Iterator[None]:
     """Lets arrays be passed to objects fitted on a data frame, and lets values overflow on their way to float32."""
-    with warnings.catch_warnings(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        warnings.filterwarnings("ignore", "X does not have valid feature names")
-        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
         yield
 
 
-def _flatten(prefix: str, fitted: Any) -> list[Step]:
-    if not isinstance(fitted, Pipeline):
-        return [Step(prefix or "estimator", fitted)]
-    found: list[Step] = []
-    for name, step in fitted.steps:
-        if step is None or (isinstance(step, str) and step == "passthrough"):
+def _check_fitted(pipeline: Any) -> None:
+    steps = pipeline.steps if isinstance(pipeline, Pipeline) else [("", pipeline)]
+    for name, step in steps:
+        if step is None or isinstance(step, str):
             continue
-        found += _flatten(f"{prefix}__{name}" if prefix else name, step)
-    return found
+        if isinstance(step, Pipeline):
+            _check_fitted(step)
+            continue
+        try:
+            check_is_fitted(step)
+        except (NotFittedError, TypeError) as e:
+            where = f"step {name!r} ({type(step).__name__})" if name else type(step).__name__
+            raise UnsupportedPipeline(f"{where} is not fitted; call pipeline.fit(X, y) first") from e
 
 
-def _check_outputs(last: Step, family: Family) -> None:
-    if family == "forest":
-        outputs = int(last.fitted.n_outputs_)
-    else:
-        coef = last.fitted.coef_
-        if not isinstance(coef, np.ndarray):
-            raise last.refuse("has sparse coefficients", "call densify() on it")
-        if not np.isfinite(coef).all() or not np.isfinite(last.fitted.intercept_).all():
-            raise last.refuse("has coefficients that are not finite", "scale the columns and fit again")
-        outputs = 1 if hasattr(last.fitted, "classes_") or coef.ndim == 1 else len(coef)
-    if outputs != 1:
-        raise last.refuse(f"predicts {outputs} targets at once", "fit and convert one model per target")
+def _task(last: Any) -> Task:
+    if is_classifier(last):
+        return "classifier"
+    if is_regressor(last) or hasattr(last, "transformer_"):
+        return "regressor"
+    if is_outlier_detector(last):
+        return "outlier_detector"
+    if is_clusterer(last) or hasattr(last, "predict_proba"):
+        return "clusterer"
+    return "regressor"
 
 
-def _labels(last: Step) -> tuple[Label, ...]:
-    classes: NDArray[Any] = np.asarray(last.fitted.classes_)
-    if classes.size < 2:
-        raise last.refuse("was fitted on one class only", "fit on rows of at least two classes")
+def _score(pipeline: Any, last: Any, task: Task) -> Score:
+    if task == "regressor":
+        return "predict"
+    if hasattr(pipeline, "predict_proba"):
+        return "predict_proba"
+    if task == "clusterer":
+        centred = hasattr(last, "transform") or hasattr(last, "cluster_centers_")
+        return "negative_distance" if centred else "predict"
+    return "decision_function" if hasattr(pipeline, "decision_function") else "predict"
+
+
+def _first(fitted: Any) -> Any:
+    """The first step of nested pipelines that does something: the others do not say what they take."""
+    while isinstance(fitted, Pipeline):
+        done = (step for _, step in fitted.steps if step is not None and not isinstance(step, str))
+        fitted = next(done)
+    return fitted
+
+
+def _width(pipeline: Any) -> int:
+    first = _first(pipeline)
+    try:
+        return int(first.n_features_in_)
+    except AttributeError as e:
+        if isinstance(first, IsotonicRegression):
+            return 1
+        raise UnsupportedPipeline(
+            f"{type(first).__name__} does not say how many columns it takes (n_features_in_); "
+            "put a step that does before it, such as a scaler"
+        ) from e
+
+
+def _clusters(last: Any) -> int:
+    for name in ("cluster_centers_", "means_"):
+        if hasattr(last, name) and not hasattr(last, "subcluster_labels_"):
+            return max(1, len(getattr(last, name)))
+    if hasattr(last, "subcluster_labels_"):
+        return int(np.max(last.subcluster_labels_)) + 1
+    raise UnsupportedPipeline(
+        f"{type(last).__name__} does not say how many clusters it has; use KMeans or a mixture"
+    )
+
+
+def _labels(last: Any) -> tuple[tuple[Label, ...], ...]:
+    classes = getattr(last, "classes_", None)
+    if classes is None:
+        raise UnsupportedPipeline(f"{type(last).__name__} has no classes_; fit it first")
+    if isinstance(classes, list):
+        return tuple(_plain(last, each) for each in classes)
+    binarizer = getattr(last, "_label_binarizer", None)
+    if getattr(last, "multilabel_", False) or str(getattr(binarizer, "y_type_", "")).startswith("multilabel"):
+        return ((0, 1),) * len(classes)
+    return (_plain(last, classes),)
+
+
+def _plain(last: Any, classes: Any) -> tuple[Label, ...]:
+    kind = type(last).__name__
     found: list[Label] = []
-    for value in classes:
+    for value in np.asarray(classes):
         plain = value.item() if isinstance(value, np.generic) else value
         if not isinstance(plain, bool | int | float | str):
-            raise last.refuse(
-                f"has the class label {plain!r} of type {type(plain).__name__}",
-                "use text, whole numbers or truth values as labels",
+            raise UnsupportedPipeline(
+                f"{kind} has the class label {plain!r} of type {type(plain).__name__}; "
+                "use text, whole numbers or truth values as labels"
             )
         found.append(plain)
+    if not found:
+        raise UnsupportedPipeline(f"{kind} has no classes; fit on labelled rows")
     return tuple(found)

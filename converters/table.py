@@ -1,18 +1,49 @@
-"""Training rows as the user has them (an array or a data frame) and as a device sends them (float32)."""
+"""Training rows as the user has them, as a device sends them, and back.
+
+A device sends one packed row of numbers. A column of numbers travels as it is; a column of categories (text, truth
+values in an object column, a pandas categorical) as a code: its place in the column's vocabulary, -1 for any other
+value, NaN for a missing one.
+"""
 
 import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.signature import Signature
+from converters.categories import known_values
+from converters.signature import Signature, by_position
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from edge_runtime.contract.ids import Digest
+from edge_runtime.contract.manifest import Label
 
-Rows = NDArray[np.float32]
+Rows = NDArray[np.floating]
+InputDtype = Literal["float32", "float64"]
+
+STRANGERS: Final = ("", " ", "nan", "None", "\N{SNOWMAN}", "0", "no such category", "x" * 200, "\u0130\u0307")
+"""Values that no vocabulary should know; those that one does know are left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """One input column.
+
+    Attributes:
+        name: as in the data frame.
+        vocabulary: what its codes stand for, the most frequent first; None for a column of numbers.
+        missing: what the training rows hold where a value is missing: None or NaN.
+        rebuild: a list of Python values back to a column of the kind the user passed.
+    """
+
+    name: str
+    vocabulary: tuple[Label, ...] | None
+    missing: object
+    rebuild: Callable[[list[Any]], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -20,64 +51,111 @@ class Table:
     """Rows that fit a pipeline.
 
     Attributes:
-        names: (F,) column names.
+        columns: (F,) the input columns.
         given: the rows as the user passed them.
-        wide: (n, F) float64.
-        rows: (n, F) float32, what a device would send.
-        missing: (F,) bool, which columns hold NaN.
+        wide: (n, F) float64, codes in columns of categories.
+        assemble: F columns to what the pipeline takes; None where it takes the float64 rows as they are.
     """
 
-    names: tuple[str, ...]
+    columns: tuple[Column, ...]
     given: Any
     wide: NDArray[np.float64]
-    rows: Rows
-    missing: NDArray[np.bool_]
+    assemble: Callable[[list[Any]], Any] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(F,) column names."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def vocabularies(self) -> tuple[tuple[Label, ...] | None, ...]:
+        """(F,) vocabularies; empty when every column is one of numbers."""
+        found = tuple(column.vocabulary for column in self.columns)
+        return found if any(vocabulary is not None for vocabulary in found) else ()
+
+    @property
+    def coded(self) -> NDArray[np.bool_]:
+        """(F,) bool, which columns hold codes."""
+        return np.array([column.vocabulary is not None for column in self.columns])
+
+    def rows(self, dtype: InputDtype) -> Rows:
+        """(n, F) what a device would send."""
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self.wide.astype(dtype))
+
+    def restore(self, rows: Rows, *, seed: int = 0) -> Any:
+        """Coded rows (m, F) as the pipeline takes them: numbers widened, codes as values, -1 as some stranger."""
+        wide = rows.astype(np.float64)
+        if self.assemble is None:
+            return wide
+        rng = np.random.default_rng(seed)
+        columns = []
+        for j, column in enumerate(self.columns):
+            if column.vocabulary is None:
+                columns.append(wide[:, j])
+                continue
+            columns.append(column.rebuild(_decoded(column, wide[:, j], rng)))
+        return self.assemble(columns)
 
 
-def read(signature: Signature, X: Any) -> Table:
-    """Reads ``X``, an (n, F) array or a data frame with F numeric columns.
+def read(signature: Signature, X: Any, *, vocabularies: tuple[tuple[Label, ...] | None, ...] = ()) -> Table:
+    """Reads ``X``, an (n, F) array of numbers or objects, or a pandas or polars data frame.
+
+    ``vocabularies`` (F,) are those of an artifact that exists already; without them the rows and the pipeline's own
+    encoders say what the categories are.
 
     Columns get the frame's names, else those the pipeline was fitted with, else ``x0``, ``x1``, …
 
     Raises:
-        UnsupportedPipeline: a column is not numeric, or the names are not the pipeline's.
-        InputError: the shape is wrong, or a value is infinite, too large for float32, or missing where the
-            pipeline takes no missing value.
+        UnsupportedPipeline: a column can be neither read as numbers nor as categories, or the names are not the
+            pipeline's.
+        InputError: the shape is wrong, or a value is infinite or too large for float64.
     """
+    if not hasattr(X, "columns"):
+        X = np.asarray(X)
+        if X.dtype.kind in "US":
+            X = X.astype(object)
     names = _names(signature, X)
-    wide = _numbers(X, names)
-    if wide.ndim != 2 or wide.shape[1] != signature.width or not len(wide):
+    shape = tuple(X.shape)
+    if len(shape) != 2 or shape[1] != signature.width or not shape[0]:
         raise InputError(
-            "width", f"X has shape {wide.shape}; the pipeline takes (n, {signature.width}) with n > 0"
+            "width", f"X has shape {shape}; the pipeline takes (n, {signature.width}) with n > 0"
         )
-    with np.errstate(over="ignore"):
-        rows = wide.astype(np.float32)
-    absent = np.isnan(rows)
-    _refuse_cells(np.isinf(wide), names, "non_finite", "is infinite; drop or replace it")
-    _refuse_cells(np.isinf(rows), names, "non_finite", "is too large for float32; scale the column")
-    if not signature.missing:
-        kind = type(signature.estimator.fitted).__name__
-        _refuse_cells(absent, names, "missing", f"is NaN, and {kind} takes no missing values")
-    return Table(
-        names=names,
-        given=X,
-        wide=wide,
-        rows=np.ascontiguousarray(rows),
-        missing=np.asarray(absent.any(axis=0)),
-    )
+    if isinstance(X, np.ndarray) and X.dtype.kind in "biuf":
+        wide = X.astype(np.float64)
+        columns = tuple(Column(name, None, math.nan, list) for name in names)
+        return _checked(
+            Table(columns=columns, given=X, wide=wide, assemble=_assembler(signature, wide, _framed(names)))
+        )
+    known = known_values(signature.pipeline, signature.width)
+    fixed = vocabularies or (None,) * len(names)
+    series = [X[:, j] for j in range(len(names))] if isinstance(X, np.ndarray) else [X[c] for c in X.columns]
+    parts = [
+        _read_column(name, one, values, vocabulary)
+        for name, one, values, vocabulary in zip(names, series, known, fixed, strict=True)
+    ]
+    wide = np.stack([codes for _, codes in parts], axis=1)
+    columns = tuple(column for column, _ in parts)
+    assemble: Callable[[list[Any]], Any] | None = _objects if isinstance(X, np.ndarray) else _like(X)
+    if assemble is not None and all(column.vocabulary is None for column in columns):
+        assemble = _assembler(signature, wide, assemble)
+    return _checked(Table(columns=columns, given=X, wide=wide, assemble=assemble))
 
 
 def training_digest(table: Table, y: Any) -> Digest:
     """SHA-256 over the shape and the float32 bytes of the rows, then over ``y`` where given.
 
     Numbers in ``y`` are hashed as float64, anything else as text, so that the dtype of a column does not matter.
+    Vocabularies are hashed too, where there are any.
     """
-    h = hashlib.sha256(f"skiff-training-1 {table.rows.shape}".encode())
-    h.update(table.rows.astype("<f4").tobytes())
+    h = hashlib.sha256(f"skiff-training-1 {table.wide.shape}".encode())
+    h.update(table.rows("float32").astype("<f4").tobytes())
+    if table.vocabularies:
+        h.update(repr(table.vocabularies).encode())
     if y is not None:
         column = np.asarray(y)
-        if len(column) != len(table.rows):
-            raise InputError("width", f"y has {len(column)} values for {len(table.rows)} rows")
+        if len(column) != len(table.wide):
+            raise InputError("width", f"y has {len(column)} values for {len(table.wide)} rows")
         if column.dtype.kind in "biuf":
             h.update(b"numbers" + column.astype("<f8").tobytes())
         else:
@@ -85,7 +163,7 @@ def training_digest(table: Table, y: Any) -> Digest:
     return ids.digest(h.hexdigest())
 
 
-def spread(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+def spread(rows: Rows) -> NDArray[np.float64]:
     """(F,) standard deviation of each column's finite values; 0 where there are none."""
     columns = (column[np.isfinite(column)].astype(np.float64) for column in rows.T)
     return np.array([column.std() if column.size else 0.0 for column in columns])
@@ -111,26 +189,124 @@ def _names(signature: Signature, X: Any) -> tuple[str, ...]:
     return names
 
 
-def _numbers(X: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
-    if not hasattr(X, "columns"):
-        try:
-            return np.asarray(X, dtype=np.float64)
-        except (TypeError, ValueError) as e:
-            raise UnsupportedPipeline(
-                f"X is not a table of numbers ({e}); encode text before the pipeline"
-            ) from e
-    found = []
-    for name, column in zip(names, X.columns, strict=True):
-        try:
-            found.append(np.asarray(X[column], dtype=np.float64))
-        except (TypeError, ValueError) as e:
-            raise UnsupportedPipeline(
-                f"column {name!r} is not numeric ({e}); encode it before the pipeline"
-            ) from e
-    return np.stack(found, axis=1)
-
-
-def _refuse_cells(bad: NDArray[np.bool_], names: tuple[str, ...], reason: str, problem: str) -> None:
+def _checked(table: Table) -> Table:
+    bad = np.isinf(table.wide)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        raise InputError(reason, f"X: column {names[column]!r}, row {row} {problem}")
+        raise InputError(
+            "non_finite", f"X: column {table.names[column]!r}, row {row} is infinite; drop or replace it"
+        )
+    return table
+
+
+def _read_column(
+    name: str, series: Any, known: Iterable[Label], fixed: tuple[Label, ...] | None
+) -> tuple[Column, NDArray[np.float64]]:
+    """A column and its numbers or codes (n,)."""
+    values = series.tolist() if hasattr(series, "tolist") else series.to_list()
+    absent = [_is_missing(value) for value in values]
+    present = [value for value, gone in zip(values, absent, strict=True) if not gone]
+    categorical = type(getattr(series, "dtype", None)).__name__ in ("CategoricalDtype", "Categorical", "Enum")
+    if (
+        fixed is None
+        and not categorical
+        and all(isinstance(v, int | float | np.number | np.bool_) for v in present)
+    ):
+        numbers = np.array([math.nan if gone else float(v) for v, gone in zip(values, absent, strict=True)])
+        return Column(name, None, math.nan, _rebuilder(series)), numbers
+    if not all(isinstance(v, str | int | float | bool | np.generic) for v in present):
+        odd = next(v for v in present if not isinstance(v, str | int | float | bool | np.generic))
+        raise UnsupportedPipeline(
+            f"column {name!r} holds a {type(odd).__name__}; turn it into numbers or text before the pipeline"
+        )
+    kinds = {type(value) for value, gone in zip(values, absent, strict=True) if gone}
+    if len(kinds) > 1:
+        raise UnsupportedPipeline(
+            f"column {name!r} holds several kinds of missing values ({', '.join(sorted(k.__name__ for k in kinds))}); "
+            "use one of them"
+        )
+    plain = [v.item() if isinstance(v, np.generic) else v for v in present]
+    counted = Counter(plain)
+    listed = sorted(counted, key=lambda v: (-counted[v], str(v)))
+    vocabulary = fixed or (*listed, *sorted({v for v in known if v not in counted}, key=str))
+    place = {value: float(code) for code, value in enumerate(vocabulary)}
+    codes = np.full(len(values), math.nan)
+    codes[~np.array(absent, bool)] = [place.get(v, -1.0) for v in plain]
+    missing = next((value for value, gone in zip(values, absent, strict=True) if gone), math.nan)
+    return Column(name, vocabulary, missing, _rebuilder(series)), codes
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+    )
+
+
+def _rebuilder(series: Any) -> Callable[[list[Any]], Any]:
+    if isinstance(series, np.ndarray):
+        return list
+    if hasattr(series, "to_list") and not hasattr(series, "iloc"):  # polars
+        return lambda values: type(series)(values=values, dtype=series.dtype, strict=False)
+    if type(getattr(series, "dtype", None)).__name__ == "CategoricalDtype":
+        return lambda values: _categorical(series, values)
+    return lambda values: type(series)(values, dtype=series.dtype)
+
+
+def _categorical(series: Any, values: list[Any]) -> Any:
+    """``values`` as a pandas categorical of the same order, with strangers after the categories it has."""
+    known = series.dtype.categories.tolist()
+    new = sorted({v for v in values if not _is_missing(v)} - set(known), key=str)
+    return type(series)(values, dtype=type(series.dtype)([*known, *new], ordered=series.dtype.ordered))
+
+
+def _decoded(column: Column, codes: NDArray[np.float64], rng: np.random.Generator) -> list[Any]:
+    assert column.vocabulary is not None
+    strangers = [value for value in STRANGERS if value not in column.vocabulary]
+    found: list[Any] = []
+    for code, which in zip(
+        codes.tolist(), rng.integers(len(strangers), size=len(codes)).tolist(), strict=True
+    ):
+        if math.isnan(code):
+            found.append(column.missing)
+        else:
+            found.append(strangers[which] if code < 0 else column.vocabulary[int(code)])
+    return found
+
+
+def _assembler(
+    signature: Signature, wide: NDArray[np.float64], otherwise: Callable[[list[Any]], Any]
+) -> Callable[[list[Any]], Any] | None:
+    """None where the pipeline takes plain arrays of numbers, by position, even if it was fitted on a frame."""
+    try:
+        with by_position():
+            signature.pipeline.predict(wide[:1])
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return otherwise
+    return None
+
+
+def _framed(names: Sequence[str]) -> Callable[[list[Any]], Any]:
+    """For a pipeline that selects columns by name and gets an array: a pandas frame."""
+
+    def assemble(columns: list[Any]) -> Any:
+        import pandas as pd  # noqa: PLC0415 - half a second that most conversions need not spend
+
+        return pd.DataFrame(dict(zip(names, columns, strict=True)))
+
+    return assemble
+
+
+def _objects(columns: list[Any]) -> Any:
+    table = np.empty((len(columns[0]), len(columns)), object)
+    for j, column in enumerate(columns):
+        table[:, j] = column
+    return table
+
+
+def _like(X: Any) -> Callable[[list[Any]], Any]:
+    names = list(X.columns)
+
+    def assemble(columns: list[Any]) -> Any:
+        return type(X)(dict(zip(names, columns, strict=True)))
+
+    return assemble

@@ -22,12 +22,13 @@ from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputErr
 from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.manifest import ArtifactInfo, read_info
 
-Rows = NDArray[np.float32]
+Rows = NDArray[Any]
+"""Float32, or float64 where the manifest's ``input_dtype`` says so."""
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-_FLOAT32: Final = np.dtype(np.float32)
 _FLOAT_TENSOR: Final = "tensor(float)"
+_INPUT_TENSORS: Final = {"float32": _FLOAT_TENSOR, "float64": "tensor(double)"}
 _INTEGER_TENSOR: Final = "tensor(int64)"
 
 _Run = Callable[[], object]
@@ -57,6 +58,7 @@ class Engine:
         info: what the artifact says about itself.
         digest: SHA-256 of the file.
         features: F, the width of a row.
+        dtype: of the rows, float32 or float64.
         width: C, the width of a score.
 
     Raises:
@@ -86,6 +88,11 @@ class Engine:
             raise ArtifactError(f"{where}: {e}") from e
         manifest = self.info.manifest
         self.features: Final = len(manifest.features)
+        self.dtype: Final[np.dtype[Any]] = np.dtype(manifest.input_dtype)
+        sizes = [len(labels) for labels in manifest.outputs]
+        self._classes: Final = sizes[0] if len(sizes) == 1 and not manifest.multilabels else 0
+        self._sizes: Final = np.array(sizes, np.uint64)
+        self._label_shape: Final = (len(sizes),) if manifest.multilabels else ()
         self._where: Final = where
         self._max_batch: Final = max_batch
         self._outputs: Final = [name for name in (manifest.label_output, manifest.score_output) if name]
@@ -99,29 +106,31 @@ class Engine:
         trim_memory()
 
     def run(self, rows: Rows) -> tuple[Labels | None, Scores]:
-        """Predicts ``rows``, (n, F) or one row (F,), float32; n may be 0.
+        """Predicts ``rows``, (n, F) or one row (F,), of `dtype`; n may be 0.
 
-        Returns class indices (n,) int64, None for a regressor, and scores (n, C) float32; the caller owns both.
-        Values are not checked: NaN and infinities go through the graph as they are.
+        Columns of categories hold codes (see `Feature`). Returns class indices (n,) int64, (n, K) for K label outputs,
+        None for a regressor, and scores (n, C) float32; the caller owns both. Values are not checked: NaN and
+        infinities go through the graph as they are.
 
         Raises:
             InputError: ``rows`` has another width or dtype.
             ArtifactError: the graph failed, or answered with something its manifest does not allow.
         """
-        if rows.dtype is not _FLOAT32 and rows.dtype != _FLOAT32:  # `is` is quick, `!=` is right
-            raise InputError("type", f"rows are {rows.dtype}; float32 is needed")
+        if rows.dtype is not self.dtype and rows.dtype != self.dtype:  # `is` is quick, `!=` is right
+            raise InputError("type", f"rows are {rows.dtype}; {self.dtype} is needed")
         if rows.shape in self._single_shapes:
             return self._run_single(rows)
         if rows.ndim != 2 or rows.shape[1] != self.features:
             raise InputError("width", f"rows have shape {rows.shape}; (n, {self.features}) is needed")
         session = self._open()
         classifier = bool(self.info.manifest.label_output)
-        labels = np.empty(len(rows), np.int64)
+        labels = np.empty((len(rows), *self._label_shape), np.int64)
         scores = np.empty((len(rows), self.width), np.float32)
         for start in range(0, len(rows), self._max_batch):
             part = np.ascontiguousarray(rows[start : start + self._max_batch])
             *found, scored = self._run_session(session, part)
-            if scored.shape != (len(part), self.width) or any(x.shape != (len(part),) for x in found):
+            shape = (len(part), *self._label_shape)
+            if scored.shape != (len(part), self.width) or any(x.shape != shape for x in found):
                 raise ArtifactError(f"{self._where}: {len(part)} rows gave scores of shape {scored.shape}")
             scores[start : start + len(part)] = scored
             if classifier:
@@ -160,7 +169,8 @@ class Engine:
                 raise ArtifactError(f"{self._where}: the graph failed on one row: {e}") from e
             scores = block.scores.copy()
             labels = None if block.labels is None else block.labels.copy()
-        if labels is not None and not 0 <= labels.item() < len(self.info.manifest.labels):
+        # With several outputs there are 0 classes here, and all of them are looked at.
+        if labels is not None and not 0 <= labels.item(0) < self._classes:
             self._checked(labels)
         return labels, scores
 
@@ -176,12 +186,15 @@ class Engine:
         return found
 
     def _checked(self, labels: Labels) -> Labels:
-        classes = len(self.info.manifest.labels)
         # As unsigned numbers the negative ones are the largest: one comparison finds both.
-        beyond = labels.view(np.uint64) >= classes
+        beyond = labels.view(np.uint64) >= self._sizes
         if beyond.any():
-            bad = labels[beyond][0]
-            raise ArtifactError(f"{self._where}: the graph answered class {bad}; the manifest has {classes}")
+            at = tuple(int(k[0]) for k in np.nonzero(beyond))
+            where = f" for output {at[1]}" if self._label_shape else ""
+            classes = self._sizes[at[1] if self._label_shape else 0]
+            raise ArtifactError(
+                f"{self._where}: the graph answered class {labels[at]}{where}; the manifest has {classes}"
+            )
         return labels
 
     def _check_signature(self, session: ort.InferenceSession) -> None:
@@ -189,14 +202,15 @@ class Engine:
         inputs = [(node.name, node.type, list(node.shape)) for node in session.get_inputs()]
         name, kind, shape = inputs[0] if len(inputs) == 1 else ("", "", [])
         free = len(shape) == 2 and not isinstance(shape[0], int) and shape[1] == self.features
-        if name != manifest.input_name or kind != _FLOAT_TENSOR or not free:
+        needed = _INPUT_TENSORS[manifest.input_dtype]
+        if name != manifest.input_name or kind != needed or not free:
             raise ArtifactError(
                 f"{self._where}: graph inputs are {inputs}; the manifest needs one, "
-                f"{manifest.input_name!r} {_FLOAT_TENSOR} [n, {self.features}]"
+                f"{manifest.input_name!r} {needed} [n, {self.features}]"
             )
         outputs = {node.name: node.type for node in session.get_outputs()}
         wanted = {manifest.score_output: _FLOAT_TENSOR}
-        if manifest.labels:
+        if manifest.label_output:
             wanted[manifest.label_output] = _INTEGER_TENSOR
         if outputs != wanted:
             raise ArtifactError(f"{self._where}: graph outputs are {outputs}; the manifest needs {wanted}")
@@ -205,14 +219,19 @@ class Engine:
         # Declared output shapes may be symbolic: a golden row tells.
         *found, scores = self._run_session(session, self.info.golden.rows[:1])
         manifest = self.info.manifest
-        needed = len(manifest.labels) if manifest.probabilities else 1
-        exact = manifest.probabilities or not manifest.labels
         width = int(scores.shape[1]) if scores.ndim == 2 and len(scores) == 1 else 0
-        if width < needed or (exact and width != needed) or any(x.shape != (1,) for x in found):
+        allowed: tuple[int, ...] = ()
+        if manifest.multilabels:
+            allowed = (int(self._sizes.sum()), len(self._sizes))
+        elif manifest.labels and manifest.score in ("predict_proba", "predict"):
+            allowed = (len(manifest.labels),)
+        shape = (1, *self._label_shape)
+        if width < 1 or (allowed and width not in allowed) or any(x.shape != shape for x in found):
+            needed = " or ".join(str(c) for c in allowed) or "1 or more"
             raise ArtifactError(
                 f"{self._where}: one row gave scores of shape {scores.shape} and labels of shape "
-                f"{[x.shape for x in found]}; a {manifest.task} with {len(manifest.labels)} labels and score "
-                f"{manifest.score!r} needs (1, {needed}{'' if exact else ' or more'}) and (1,)"
+                f"{[x.shape for x in found]}; a {manifest.task} with {[len(x) for x in manifest.outputs]} labels and "
+                f"score {manifest.score!r} needs (1, {needed}) and {shape if manifest.outputs else 'none'}"
             )
         return width
 
@@ -225,8 +244,8 @@ class Block:
     owns the memory: hold it as long as anything made from it.
 
     Attributes:
-        rows: (slots, F) float32.
-        labels: (slots,) int64, None for a regressor.
+        rows: (slots, F) of the manifest's ``input_dtype``.
+        labels: (slots,) int64, (slots, K) for K label outputs, None for a regressor.
         scores: (slots, C) float32.
         runs: one callable per slot.
     """
@@ -237,9 +256,10 @@ class Block:
 
     def __init__(self, session: ort.InferenceSession, info: ArtifactInfo, width: int, *, slots: int) -> None:
         manifest = info.manifest
-        self.rows: Final[Rows] = np.zeros((slots, len(manifest.features)), np.float32)
+        self.rows: Final[Rows] = np.zeros((slots, len(manifest.features)), manifest.input_dtype)
         self.scores: Final[Scores] = np.zeros((slots, width), np.float32)
-        self.labels: Final[Labels | None] = np.zeros(slots, np.int64) if manifest.labels else None
+        shape = (slots, len(manifest.multilabels)) if manifest.multilabels else (slots,)
+        self.labels: Final[Labels | None] = np.zeros(shape, np.int64) if manifest.label_output else None
         runs = []
         for i in range(slots):
             binding = session.io_binding()

@@ -1,8 +1,8 @@
 """The data plane: validate a row, run the model, count what was seen. What an application calls.
 
-A single float32 row takes a short straight line: it is copied once, into the next slot of a ring that the session
-reads and writes in place, so the ring afterwards holds what must be counted. Rows are binned in bulk when the ring is
-full or a window is taken.
+A single row of the model's own dtype takes a short straight line: it is copied once, into the next slot of a ring that
+the session reads and writes in place, so the ring afterwards holds what must be counted. Rows are binned in bulk when
+the ring is full or a window is taken.
 """
 
 import threading
@@ -30,8 +30,6 @@ RING_BYTES: Final = 1 << 20
 
 TURNS: Final = 8
 
-_FLOAT32: Final = np.dtype(np.float32)
-_NDARRAY: Final = np.ndarray
 _vdot: Final = np.vdot
 _new_tuple: Final = tuple.__new__
 
@@ -40,9 +38,11 @@ class Prediction(NamedTuple):
     """One answer; a tuple because a frozen dataclass takes twice as long to build.
 
     Attributes:
-        label: in the pipeline's own label type: a scalar for one row, an array (n,) for a batch; None for a regressor.
+        label: in the pipeline's own label type: a scalar for one row, an array (n,) for a batch; None for a regressor;
+            for a model with K label outputs (K,) for one row, (n, K) for a batch.
         score: (C,) float32 for one row, (n, C) for a batch: probabilities, decision values or the prediction.
-        raw: the label's index in the manifest: an int, or (n,) int64; None for a regressor.
+        raw: the label's index in the manifest: an int, or (n,) int64; None for a regressor; (K,) or (n, K) for K label
+            outputs.
         model: SHA-256 of the model that answered.
     """
 
@@ -89,6 +89,10 @@ class TrialStats:
     incumbent_cpu: LatencyHistogram
 
 
+class _Packed(np.ndarray[Any, np.dtype[Any]]):
+    """A row that is packed already; what callers pass to a model with columns of categories is not."""
+
+
 class Runtime:
     """One stream of rows, answered by one model at a time and counted.
 
@@ -112,6 +116,7 @@ class Runtime:
         "_cpu",
         "_cpu_clock_ns",
         "_cpu_ring",
+        "_dtype",
         "_failed",
         "_failed_before",
         "_filled",
@@ -123,9 +128,11 @@ class Runtime:
         "_lock",
         "_predictions",
         "_refused",
+        "_row_type",
         "_schema",
         "_serving",
         "_shape",
+        "_swapping",
         "_turn",
         "_zeros",
         "incumbent",
@@ -148,15 +155,23 @@ class Runtime:
         self._clock_ns = clock_ns
         self._cpu_clock_ns = cpu_clock_ns
         self._lock = threading.Lock()
-        self._schema = Schema(engine.info.manifest.features)
+        # Taken before the other one: rows are converted for the model that answers them.
+        self._swapping = threading.Lock()
         self._shape = (engine.features,)
-        self._zeros = np.zeros(engine.features, np.float32)
         self._latency_ring = array("q", bytes(8 * RING_ROWS))
         self._filled = 0
         self._clear_window()
         self._begin(_Serving(engine))
 
     def _begin(self, serving: "_Serving") -> None:
+        manifest = serving.engine.info.manifest
+        self._schema = Schema(manifest.features, manifest.input_dtype)
+        # Only rows of this type, dtype and shape go the short way.
+        self._row_type: type[NDArray[Any]] = (
+            _Packed if self._schema.coded or manifest.multilabels else np.ndarray
+        )
+        self._dtype = self._schema.dtype
+        self._zeros = np.zeros(serving.engine.features, self._dtype)
         self._serving = serving
         self._predictions = 0
         self._failed_before = 0
@@ -189,11 +204,12 @@ class Runtime:
             return self._serving.binner.rows + self._filled
 
     def predict(self, rows: NDArray[Any] | Mapping[str, object] | Sequence[object]) -> Prediction:
-        """Predicts one row or a batch; quickest for one float32 array of shape (F,).
+        """Predicts one row or a batch; quickest for one array of shape (F,) and the model's dtype, float32 for most.
 
-        ``rows`` is an (n, F) array, one row of F numbers, a mapping of feature name to value, or a list of these;
-        numbers are rounded to float32. None, NaN and an absent name mean missing. The caller owns the arrays of the
-        answer.
+        ``rows`` is an (n, F) array, one row of F values, a mapping of feature name to value, a list of these, or a
+        pandas or polars data frame with the features' columns in any order. Numbers are rounded to the model's dtype;
+        the values of categories are looked up in their vocabulary, those of a numeric array too. None, NaN and an
+        absent name mean missing. The caller owns the arrays of the answer.
 
         Raises:
             InputError: a row breaks the schema; the message names row and feature. Nothing was predicted for any row
@@ -201,7 +217,7 @@ class Runtime:
             ArtifactError: the graph failed, or answered what its manifest does not allow; counted as failed.
             BudgetExceeded: a batch does not fit into memory; counted as failed.
         """
-        if rows.__class__ is not _NDARRAY or rows.dtype is not _FLOAT32 or rows.shape != self._shape:
+        if rows.__class__ is not self._row_type or rows.dtype is not self._dtype or rows.shape != self._shape:
             return self._predict_other(rows)
         clock_ns = self._clock_ns
         start_ns = clock_ns()
@@ -249,6 +265,8 @@ class Runtime:
         incumbent = self.incumbent
         if self._turn or incumbent is None:
             return True
+        with np.errstate(over="ignore"):
+            row = row.astype(incumbent.dtype, copy=False)
         before_ns = self._cpu_clock_ns()
         try:
             incumbent.run(row)
@@ -261,13 +279,19 @@ class Runtime:
         return False
 
     def _predict_other(self, rows: Any) -> Prediction:
-        try:
-            table, single = self._schema.convert(rows)
-        except InputError as e:
-            with self._lock:
-                self._refuse(e.reason, count_rows(rows))
-            raise
-        return self.predict(table[0]) if single else self._predict_batch(table)
+        with self._swapping:
+            try:
+                table, single = self._schema.convert(rows)
+            except InputError as e:
+                with self._lock:
+                    self._refuse(e.reason, count_rows(rows))
+                raise
+            if not single:
+                return self._predict_batch(table)
+            if not self._serving.offsets.size:
+                return self.predict(table[0].view(self._row_type))
+            label, score, raw, digest = self._predict_batch(table)
+            return Prediction(label[0], score[0], raw[0], digest)  # type: ignore[index]
 
     def _predict_batch(self, table: Rows) -> Prediction:
         start_ns = self._clock_ns()
@@ -287,8 +311,7 @@ class Runtime:
                     self._cpu_ring.append((self._cpu_clock_ns() - cpu_ns) // len(table))
                 self._latency = self._latency.merge(observe_ns(np.asarray([self._clock_ns() - start_ns])))
                 self._predictions += len(table)
-        label = None if raw is None or serving.label_array is None else serving.label_array[raw]
-        return Prediction(label, score, raw, serving.digest)
+        return Prediction(serving.labels_of(raw), score, raw, serving.digest)
 
     def record_truth(self, labelled: int, correct: int) -> None:
         """Adds ``labelled`` rows whose truth became known, ``correct`` of them predicted right, to the open window."""
@@ -321,24 +344,38 @@ class Runtime:
         when nobody else holds it.
 
         Raises:
-            ArtifactError: the new model reads other features, or in another order, so that this stream's rows would
-                mean something else to it. The old one stays.
+            ArtifactError: the new model reads other features, or in another order, or as numbers what was a category,
+                so that this stream's rows would mean something else to it; or it has another number of label outputs.
+                The old one stays.
         """
-        names = self._schema.names
-        wanted = tuple(feature.name for feature in engine.info.manifest.features)
+        with self._swapping:
+            self._check_same_stream(engine)
+            serving = _Serving(engine)
+            with self._lock:
+                seen = self._take()
+                self._begin(serving)
+        trim_memory()
+        return seen
+
+    def _check_same_stream(self, engine: Engine) -> None:
+        old, new = self.engine.info.manifest, engine.info.manifest
+        names, wanted = self._schema.names, tuple(feature.name for feature in new.features)
         if wanted != names:
             raise ArtifactError(
                 f"model {engine.digest} reads features {list(wanted)}; this stream carries {list(names)}: "
                 "build a new Runtime for it"
             )
-        serving = _Serving(engine)
-        schema = Schema(engine.info.manifest.features)
-        with self._lock:
-            seen = self._take()
-            self._schema = schema
-            self._begin(serving)
-        trim_memory()
-        return seen
+        for before, after in zip(old.features, new.features, strict=True):
+            if before.kind != after.kind:
+                raise ArtifactError(
+                    f"model {engine.digest} reads feature {after.name!r} as a {after.kind}; this stream carries a "
+                    f"{before.kind}: build a new Runtime for it"
+                )
+        if len(old.multilabels) != len(new.multilabels):
+            raise ArtifactError(
+                f"model {engine.digest} has {len(new.outputs)} label outputs instead of {len(old.outputs)}: "
+                "build a new Runtime for it"
+            )
 
     def _take(self) -> Observation:
         self._flush()
@@ -401,13 +438,15 @@ class _Serving:
         "labels",
         "last",
         "no_labels",
+        "offsets",
         "raw",
         "slots",
     )
 
     def __init__(self, engine: Engine) -> None:
         manifest = engine.info.manifest
-        size = max(1, min(RING_ROWS, RING_BYTES // (4 * (engine.features + engine.width))))
+        row_bytes = engine.dtype.itemsize * engine.features + 4 * engine.width
+        size = max(1, min(RING_ROWS, RING_BYTES // row_bytes))
         self.last: Final = size - 1
         self.engine: Final = engine
         self.digest: Final = engine.digest
@@ -417,11 +456,22 @@ class _Serving:
             zip(block.rows, block.runs, [score.copy for score in block.scores], strict=True)
         )
         self.no_labels: Final = np.zeros(size, np.int64)
-        self.raw: Final = (self.no_labels if block.labels is None else block.labels).data
+        single = block.labels is not None and block.labels.ndim == 1
+        self.raw: Final = (block.labels if single else self.no_labels).data  # type: ignore[union-attr]
         self.labels: Final[tuple[Label, ...] | None] = manifest.labels or None
         self.classes: Final = len(manifest.labels) or 1
-        self.label_array: Final = _label_array(manifest.labels) if manifest.labels else None
+        together = tuple(label for output in manifest.outputs for label in output)
+        self.label_array: Final = _label_array(together) if together else None
+        sizes = [len(output) for output in manifest.multilabels]
+        self.offsets: Final = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
         self.binner: Final = Binner(engine.info.reference.spec, probabilities=manifest.probabilities)
+
+    def labels_of(self, raw: NDArray[np.int64] | None) -> NDArray[Any] | None:
+        """The labels of indices (n,) or (n, K); ``offsets`` (K,) says where each output's labels start."""
+        if raw is None or self.label_array is None:
+            return None
+        found: NDArray[Any] = self.label_array[raw + self.offsets if self.offsets.size else raw]
+        return found
 
 
 def _label_array(labels: tuple[Label, ...]) -> NDArray[Any]:

@@ -1,5 +1,6 @@
-"""Turning what a caller has into float32 rows, and saying what is wrong with them."""
+"""Turning what a caller has into packed rows, and saying what is wrong with them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -8,18 +9,19 @@ from numpy.typing import NDArray
 
 from edge_runtime.contract.errors import InputError
 from edge_runtime.contract.fields import nearest
-from edge_runtime.contract.manifest import Feature
+from edge_runtime.contract.manifest import Feature, Label
 
-Rows = NDArray[np.float32]
+Rows = NDArray[Any]
 
 _NUMBERS: Final = (int, float, np.integer, np.floating, np.bool_)
+_NUMERIC_KINDS: Final = "fiub"
 
 
 def count_rows(rows: Any) -> int:
     """How many rows a refused call held; at least 1."""
     if isinstance(rows, np.ndarray):
         return max(1, len(rows)) if rows.ndim > 1 else 1
-    return len(rows) if _is_list_of_rows(rows) else 1
+    return max(1, len(rows)) if _is_frame(rows) or _is_list_of_rows(rows) else 1
 
 
 def _is_list_of_rows(rows: Any) -> bool:
@@ -30,53 +32,124 @@ def _is_list_of_rows(rows: Any) -> bool:
     )
 
 
+def _is_frame(rows: Any) -> bool:
+    """Whether ``rows`` is a pandas or polars data frame, or looks like one."""
+    return not isinstance(rows, Mapping | np.ndarray) and all(
+        hasattr(rows, name) for name in ("columns", "__getitem__", "__len__")
+    )
+
+
+def _is_na(value: object) -> bool:
+    """Whether ``value`` is pandas' own missing value, which data frames hold beside None and NaN."""
+    return type(value).__name__ == "NAType"
+
+
 class Schema:
-    """The features of a model, in order, and which of them may be missing."""
+    """The features of a model, in order, and what each accepts.
 
-    __slots__ = ("_accepts_missing", "_columns", "names")
+    ``dtype`` is the graph's, float32 or float64.
+    """
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    __slots__ = ("_accepts_infinite", "_accepts_missing", "_codes", "_columns", "_features", "dtype", "names")
+
+    def __init__(self, features: Sequence[Feature], dtype: str = "float32") -> None:
         self.names: Final = tuple(feature.name for feature in features)
+        self.dtype: Final[np.dtype[Any]] = np.dtype(dtype)
+        self._features: Final = tuple(features)
         self._columns: Final = {name: j for j, name in enumerate(self.names)}
         self._accepts_missing: Final = np.array([feature.missing for feature in features])
+        self._accepts_infinite: Final = np.array([feature.infinite for feature in features])
+        self._codes: Final[dict[int, dict[Label, int]]] = {
+            j: {value: code for code, value in enumerate(feature.vocabulary)}
+            for j, feature in enumerate(features)
+            if feature.kind == "category"
+        }
+
+    @property
+    def coded(self) -> bool:
+        """Whether any column is one of categories, so that rows as users have them differ from packed ones."""
+        return bool(self._codes)
 
     def convert(self, rows: Any) -> tuple[Rows, bool]:
-        """``rows`` as an (n, F) float32 array, and whether they were one bare row; raises `InputError`."""
-        if isinstance(rows, np.ndarray) and rows.dtype != object:
-            return self._from_array(rows)
+        """``rows`` as a packed (n, F) array of `dtype`, and whether they were one bare row; raises `InputError`.
+
+        ``rows`` is an array, a sequence or a mapping of names, a list of these, or a data frame. Values of categories
+        become codes, the numbers of a numeric array too.
+        """
         if isinstance(rows, np.ndarray):
+            texts = rows.dtype.kind == "U" and self.coded
+            if rows.dtype != object and not texts:
+                return self._from_array(rows)
             rows = rows.tolist()
+        elif _is_frame(rows):
+            return self._from_frame(rows), False
         if _is_list_of_rows(rows) or (isinstance(rows, list | tuple) and not rows):
-            table = np.empty((len(rows), len(self.names)), np.float32)
+            table = np.empty((len(rows), len(self.names)), self.dtype)
             for i, row in enumerate(rows):
                 table[i] = self._from_row(row, f"row {i}: ")
             return table, False
         return self._from_row(rows, "")[None], True
 
     def check(self, table: Rows) -> None:
-        """Raises `InputError` on the first NaN in a feature that may not be missing, or infinity."""
+        """Raises `InputError` on the first NaN or infinity of packed rows where the feature does not accept it."""
         bad = ~np.isfinite(table)
-        bad &= ~(np.isnan(table) & self._accepts_missing)
+        missing = np.isnan(table)
+        bad &= ~np.where(missing, self._accepts_missing, self._accepts_infinite)
         if not bad.any():
             return
         i, j = (int(k[0]) for k in np.nonzero(bad))
         where = f"row {i}: feature {self.names[j]!r}" if len(table) > 1 else f"feature {self.names[j]!r}"
-        if np.isnan(table[i, j]):
+        if missing[i, j]:
             raise InputError("missing", f"{where} is missing and the model does not accept that")
-        raise InputError("non_finite", f"{where} is {table[i, j]}; a finite float32 number is needed")
+        raise InputError("non_finite", f"{where} is {table[i, j]}; a finite {self.dtype} number is needed")
 
     def _from_array(self, rows: NDArray[Any]) -> tuple[Rows, bool]:
         if hasattr(rows, "mask"):
             raise InputError(
                 "type", "a masked array says not what to use in its gaps; pass rows.filled(np.nan)"
             )
-        if rows.dtype.kind not in "fiub":
+        if rows.dtype.kind not in _NUMERIC_KINDS:
             raise InputError("type", f"an array of {rows.dtype} is not an array of numbers")
         if rows.ndim not in (1, 2) or rows.shape[-1] != len(self.names):
             raise InputError("width", f"an array of shape {rows.shape}; (n, {len(self.names)}) is needed")
-        with np.errstate(over="ignore"):  # what overflows float32 becomes infinite and is refused as such
-            table = rows.astype(np.float32)
-        return (table[None], True) if rows.ndim == 1 else (table, False)
+        with np.errstate(over="ignore"):  # what overflows float32 is infinite from here on
+            table = np.atleast_2d(rows.astype(self.dtype, subok=False))
+        given = np.atleast_2d(rows)
+        for j in self._codes:
+            table[:, j] = self._cells(given[:, j].tolist(), j)
+        return table, rows.ndim == 1
+
+    def _from_frame(self, frame: Any) -> Rows:
+        columns = list(frame.columns)
+        for name in columns:
+            if not isinstance(name, str) or name not in self._columns:
+                hint = nearest(str(name), self.names)
+                raise InputError("unknown_feature", f"the model has no feature {name!r}{hint}")
+        if len(columns) != len(set(columns)):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise InputError("unknown_feature", f"the data frame has two columns {twice!r}")
+        absent = [name for name in self.names if name not in columns]
+        if absent:
+            raise InputError("missing", f"the data frame has no column {absent[0]!r}")
+        table = np.empty((len(frame), len(self.names)), self.dtype)
+        for j, name in enumerate(self.names):
+            column = np.asarray(frame[name])
+            if column.dtype.kind in _NUMERIC_KINDS and j not in self._codes:
+                with np.errstate(over="ignore"):
+                    table[:, j] = column
+            elif column.dtype.kind in _NUMERIC_KINDS + "OU":
+                table[:, j] = self._cells(column.tolist(), j)
+            else:
+                raise InputError("type", f"column {name!r} holds {column.dtype}, not numbers or categories")
+        return table
+
+    def _cells(self, values: list[Any], j: int) -> Rows:
+        """One column's values, packed."""
+        found = np.empty(len(values))
+        for i, value in enumerate(values):
+            found[i] = self._cell(value, j, f"row {i}: " if len(values) > 1 else "")
+        with np.errstate(over="ignore"):
+            return found.astype(self.dtype)
 
     def _from_row(self, row: Any, where: str) -> Rows:
         if isinstance(row, Mapping):
@@ -92,25 +165,56 @@ class Schema:
         else:
             raise InputError(
                 "type",
-                f"{where}{type(row).__name__} is not a row; pass an array, a list of numbers or a mapping of names",
+                f"{where}{type(row).__name__} is not a row; pass an array, a list of values or a mapping of names",
             )
         if len(values) != len(self.names):
             raise InputError(
                 "width", f"{where}{len(values)} values; the model has {len(self.names)} features"
             )
         with np.errstate(over="ignore"):
-            return np.array(
-                [self._number(v, name, where) for v, name in zip(values, self.names, strict=True)]
-            ).astype(np.float32)
+            return np.array([self._cell(value, j, where) for j, value in enumerate(values)]).astype(
+                self.dtype
+            )
 
-    def _number(self, value: object, name: str, where: str) -> float:
+    def _cell(self, value: Any, j: int, where: str) -> float:
+        """One value, packed: a number as it is, a category as its code."""
         if value is None:
             return float("nan")
+        if j in self._codes:
+            return self._code(value, j, where)
         if not isinstance(value, _NUMBERS):
+            if _is_na(value):
+                return float("nan")
             raise InputError(
-                "type", f"{where}feature {name!r} is {type(value).__name__} {value!r:.40}, not a number"
+                "type",
+                f"{where}feature {self.names[j]!r} is {type(value).__name__} {value!r:.40}, not a number",
             )
         try:
             return float(value)
         except OverflowError:
-            return float("inf")
+            return float("inf") if value > 0 else float("-inf")
+
+    def _code(self, value: Any, j: int, where: str) -> float:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and math.isnan(value):
+            return float("nan")
+        try:
+            code = self._codes[j].get(value)
+        except TypeError as e:
+            raise InputError(
+                "type",
+                f"{where}feature {self.names[j]!r} is {type(value).__name__} {value!r:.40}, not a category",
+            ) from e
+        if code is not None:
+            return float(code)
+        if _is_na(value):
+            return float("nan")
+        feature = self._features[j]
+        if not feature.unseen:
+            hint = nearest(str(value), [str(known) for known in feature.vocabulary])
+            raise InputError(
+                "unseen",
+                f"{where}feature {feature.name!r} is {value!r:.80}, which the training data did not have{hint}",
+            )
+        return -1.0

@@ -6,6 +6,7 @@ reference profile, the parity certificate and the golden rows, each as JSON text
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -22,19 +23,42 @@ from edge_runtime.contract.onnx_metadata import MAX_METADATA_BYTES, read_metadat
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile
 
 SCHEMA: Final = 1
+TASKS: Final = ("classifier", "regressor", "clusterer", "outlier_detector")
+SCORES: Final = ("predict_proba", "decision_function", "predict", "negative_distance")
+KINDS: Final = ("number", "category")
+INPUT_DTYPES: Final = ("float32", "float64")
 KEYS: Final = ("skiff.manifest", "skiff.profile", "skiff.certificate", "skiff.golden")
 TOLERANCE: Final = 1e-5
 """Scores agree when they differ by at most this, absolutely or relative to the reference."""
 
 Label = int | float | str | bool
 
+_GOLDEN_DTYPES: Final = {"float32": "<f4", "float64": "<f8"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One input column: its name, and whether the pipeline accepts missing values (NaN) in it."""
+    """One input column.
+
+    A ``category`` column travels in the packed numeric rows as its code: the index of the value in ``vocabulary``, -1
+    for any other value, NaN for a missing one. Values are compared as Python compares them, so that 1, 1.0 and True are
+    one value and the text "1" another.
+
+    Attributes:
+        name: as in the training data.
+        missing: whether the pipeline accepts missing values (NaN) here.
+        kind: ``number`` or ``category``.
+        vocabulary: the values of a category, each once; empty for a number.
+        unseen: whether values outside ``vocabulary`` are accepted.
+        infinite: whether a number may be infinite.
+    """
 
     name: str
     missing: bool = False
+    kind: str = "number"
+    vocabulary: tuple[Label, ...] = ()
+    unseen: bool = False
+    infinite: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +73,19 @@ class Budgets:
 class Manifest:
     """What a device must know to run an artifact.
 
-    The graph has one input ``input_name`` (n, F) float32. A classifier's outputs are ``label_output`` (n,) int64,
-    an index into ``labels``, and ``score_output`` (n, C) float32; a regressor has ``score_output`` (n, 1) float32
-    and an empty ``label_output``. ``score`` says which method of the pipeline the score stands for.
+    The graph has one input ``input_name`` (n, F) of ``input_dtype``. A classifier, a clusterer and an outlier detector
+    answer ``label_output`` (n,) int64, an index into ``labels``, and ``score_output`` (n, C) float32; a regressor has
+    ``score_output`` (n, C) float32, one column per target, and an empty ``label_output``. A classifier with K label
+    outputs has ``multilabels`` instead of ``labels``: ``label_output`` is (n, K), column k an index into
+    ``multilabels[k]``, and the scores are the outputs' blocks side by side: one column per label of each output, or one
+    per output.
+
+    Attributes:
+        task: one of `TASKS`.
+        score: the method of the pipeline that the score stands for, one of `SCORES`. C is the number of labels for
+            ``predict_proba`` and ``predict`` (1 for the predicted label, 0 for the others); ``negative_distance`` is
+            minus the distance to each centre of a clusterer.
+        input_dtype: ``float32``, or ``float64`` where the pipeline's answers need it.
     """
 
     name: ModelName
@@ -69,11 +103,18 @@ class Manifest:
     training_digest: ids.Digest
     libraries: tuple[tuple[str, str], ...] = ()
     budgets: Budgets = Budgets()
+    input_dtype: str = "float32"
+    multilabels: tuple[tuple[Label, ...], ...] = ()
 
     @property
     def probabilities(self) -> bool:
-        """Whether the scores are class probabilities."""
-        return self.score == "predict_proba"
+        """Whether the scores are probabilities of the classes of one output, which a profile sums."""
+        return self.score == "predict_proba" and not self.multilabels
+
+    @property
+    def outputs(self) -> tuple[tuple[Label, ...], ...]:
+        """The labels of each label output: one for most models, none for a regressor."""
+        return self.multilabels or ((self.labels,) if self.labels else ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +128,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Golden:
-    """Rows (n, F) float32 with the pipeline's own answers: labels (n,) int64 indices and scores (n, C) float64."""
+    """Rows (n, F) of the manifest's ``input_dtype``, packed as the graph reads them, with the pipeline's own answers.
 
-    rows: NDArray[np.float32]
+    ``labels`` are indices, (n,) int64, or (n, K) for K label outputs; ``scores`` are (n, C) float64.
+    """
+
+    rows: NDArray[np.floating]
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
 
@@ -121,13 +165,40 @@ def agrees(
     return agreed
 
 
-def ties(scores: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """``(n,)``: whether the two best of each row's scores (n, C) lie within `TOLERANCE`: then either label is right."""
-    if scores.shape[1] < 2:
-        return np.zeros(len(scores), np.bool_)
-    best = np.partition(scores.astype(np.float64), -2, axis=1)
+def ties(scores: NDArray[np.floating], *, signed: bool = False) -> NDArray[np.bool_]:
+    """``(n,)``: whether the two best of each row's scores (n, C) lie within the tolerance: then either label is right.
+
+    The gap is compared with `TOLERANCE`, relative to the best score where that is larger than 1. One column ties with
+    nothing, unless it is ``signed``: the sign of a decision value chooses between two labels, which tie near 0.
+    """
+    wide = scores.astype(np.float64)
+    if wide.shape[1] < 2:
+        return np.asarray((np.abs(wide) <= TOLERANCE).any(axis=1) & signed)
+    best = np.partition(wide, -2, axis=1)
+    second, first = best[:, -2], best[:, -1]
     with np.errstate(invalid="ignore"):
-        return np.asarray(best[:, -1] - best[:, -2] <= TOLERANCE)
+        close = first - second <= TOLERANCE * np.maximum(1.0, np.abs(first))
+    # Relative to infinity everything would be close.
+    return np.asarray((close & np.isfinite(first)) | (first == second))
+
+
+def unsure(manifest: Manifest, scores: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Whether either label is right, by `ties` of the scores (n, C): (n,), or (n, K) for K label outputs.
+
+    Where each of the K outputs has one column, the column chooses between two labels: a decision value by its sign, a
+    probability by whether it passes a half.
+    """
+    signed = manifest.score == "decision_function"
+    if not manifest.multilabels:
+        return ties(scores, signed=signed)
+    sizes = [len(labels) for labels in manifest.multilabels]
+    if scores.shape[1] == sum(sizes):
+        blocks = np.split(scores, np.cumsum(sizes)[:-1], axis=1)
+        return np.stack([ties(block) for block in blocks], axis=1)
+    if manifest.score not in ("decision_function", "predict_proba"):
+        return np.zeros(scores.shape, np.bool_)
+    middle = 0.0 if signed else 0.5
+    return np.asarray(np.abs(scores.astype(np.float64) - middle) <= TOLERANCE)
 
 
 def _b64(data: bytes) -> str:
@@ -189,6 +260,25 @@ def _read_cells(f: Fields) -> FeatureCells:
     return FeatureCells(f.text("name"), tuple(float(x) for x in np.frombuffer(raw, "<f4")))
 
 
+def _feature_document(feature: Feature) -> dict[str, object]:
+    """What differs from a plain number is written only where it does, so that older artifacts keep their bytes."""
+    found: dict[str, object] = {"name": feature.name, "missing": feature.missing}
+    if feature.kind != "number":
+        found |= {"kind": feature.kind, "vocabulary": list(feature.vocabulary), "unseen": feature.unseen}
+    if feature.infinite:
+        found["infinite"] = True
+    return found
+
+
+def _optional_document(manifest: Manifest) -> dict[str, object]:
+    found: dict[str, object] = {}
+    if manifest.input_dtype != "float32":
+        found["input_dtype"] = manifest.input_dtype
+    if manifest.multilabels:
+        found["multilabels"] = [list(labels) for labels in manifest.multilabels]
+    return found
+
+
 def to_metadata(
     manifest: Manifest, reference: Reference, golden: Golden, certificate: Mapping[str, object]
 ) -> dict[str, str]:
@@ -200,7 +290,7 @@ def to_metadata(
             "version": manifest.version,
             "task": manifest.task,
             "score": manifest.score,
-            "features": [{"name": f.name, "missing": f.missing} for f in manifest.features],
+            "features": [_feature_document(f) for f in manifest.features],
             "labels": list(manifest.labels),
             "input": manifest.input_name,
             "label_output": manifest.label_output,
@@ -214,6 +304,7 @@ def to_metadata(
                 "predict_p99_ns": manifest.budgets.predict_p99_ns,
                 "rss_bytes": manifest.budgets.rss_bytes,
             },
+            **_optional_document(manifest),
         },
         "skiff.profile": {
             "classes": reference.spec.classes,
@@ -224,7 +315,7 @@ def to_metadata(
         },
         "skiff.certificate": dict(certificate),
         "skiff.golden": {
-            "rows": _array_document(golden.rows, "<f4"),
+            "rows": _array_document(golden.rows, _GOLDEN_DTYPES[manifest.input_dtype]),
             "labels": _array_document(golden.labels, "<i8"),
             "scores": _array_document(golden.scores, "<f8"),
         },
@@ -288,23 +379,23 @@ def _read_manifest(f: Fields) -> Manifest:
     schema = f.integer("schema")
     if schema != SCHEMA:
         raise ArtifactError(f"skiff.manifest: schema {schema} is not {SCHEMA}: update the older side")
-    labels = f.items("labels")
-    for i, label in enumerate(labels):
-        if not isinstance(label, int | float | str | bool):
-            raise f.fail(f"labels[{i}]", "is not a number, text or truth value")
-    budgets = f.section("budgets", {})
-    task = f.text("task", choices=("classifier", "regressor"))
-    if (task == "classifier") != bool(labels):
-        raise f.fail("labels", f"a {task} with {len(labels)} labels")
+    task = f.text("task", choices=TASKS)
+    labels = _labels(f, "labels", f.items("labels"))
+    multilabels = tuple(_labels(f, "multilabels", x) for x in f.items("multilabels", ()))
+    if (task == "regressor") == bool(labels or multilabels):
+        raise f.fail("labels", f"a {task} with {len(labels) + len(multilabels)} labels")
+    if multilabels and (labels or task != "classifier" or not all(multilabels)):
+        raise f.fail(
+            "multilabels", "only a classifier has them, instead of labels, at least one for each output"
+        )
     label_output = f.text("label_output")
-    if bool(label_output) != bool(labels):
+    if bool(label_output) != bool(labels or multilabels):
         raise f.fail("label_output", f"{label_output!r} for a {task}")
-    score = f.text("score", choices=("predict_proba", "decision_function", "predict"))
+    score = f.text("score", choices=SCORES)
     if task == "regressor" and score != "predict":
         raise f.fail("score", f"{score!r} for a {task}")
-    features = tuple(
-        Feature(name=g.text("name"), missing=g.flag("missing", False)) for g in f.sections("features")
-    )
+    budgets = f.section("budgets", {})
+    features = tuple(_read_feature(g) for g in f.sections("features"))
     if not features or len({feature.name for feature in features}) != len(features):
         raise f.fail("features", "there must be at least one, each with a name of its own")
     return Manifest(
@@ -313,7 +404,7 @@ def _read_manifest(f: Fields) -> Manifest:
         task=task,
         score=score,
         features=features,
-        labels=tuple(label for label in labels if isinstance(label, int | float | str | bool)),
+        labels=labels,
         input_name=f.text("input"),
         label_output=label_output,
         score_output=f.text("score_output"),
@@ -325,7 +416,39 @@ def _read_manifest(f: Fields) -> Manifest:
         budgets=Budgets(
             predict_p99_ns=budgets.integer("predict_p99_ns", 0), rss_bytes=budgets.integer("rss_bytes", 0)
         ),
+        input_dtype=f.text("input_dtype", "float32", choices=INPUT_DTYPES),
+        multilabels=multilabels,
     )
+
+
+def _labels(f: Fields, name: str, found: object) -> tuple[Label, ...]:
+    if not isinstance(found, list):
+        raise f.fail(name, "holds something that is not a list of labels")
+    for i, label in enumerate(found):
+        if not isinstance(label, int | float | str | bool):
+            raise f.fail(f"{name}[{i}]", "is not a number, text or truth value")
+    return tuple(found)
+
+
+def _read_feature(f: Fields) -> Feature:
+    vocabulary = _labels(f, "vocabulary", f.items("vocabulary", ()))
+    if len(set(vocabulary)) != len(vocabulary) or any(
+        isinstance(value, float) and math.isnan(value) for value in vocabulary
+    ):
+        raise f.fail("vocabulary", "each value must be there once, and NaN is a missing value")
+    feature = Feature(
+        name=f.text("name"),
+        missing=f.flag("missing", False),
+        kind=f.text("kind", "number", choices=KINDS),
+        vocabulary=vocabulary,
+        unseen=f.flag("unseen", False),
+        infinite=f.flag("infinite", False),
+    )
+    if feature.kind == "number" and (vocabulary or feature.unseen):
+        raise f.fail("kind", "a number has no vocabulary and no unseen values")
+    if feature.kind == "category" and feature.infinite:
+        raise f.fail("infinite", "a category is not infinite")
+    return feature
 
 
 def _read_reference(f: Fields) -> Reference:
@@ -343,17 +466,19 @@ def _read_reference(f: Fields) -> Reference:
 
 
 def _read_golden(f: Fields, manifest: Manifest) -> Golden:
-    rows = _read_array(f.section("rows"), "<f4").astype(np.float32)
+    dtype = _GOLDEN_DTYPES[manifest.input_dtype]
+    rows = _read_array(f.section("rows"), dtype).astype(manifest.input_dtype)
     labels = _read_array(f.section("labels"), "<i8").astype(np.int64)
     scores = _read_array(f.section("scores"), "<f8").astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != len(manifest.features) or not len(rows):
         raise ArtifactError(
             f"skiff.golden: rows have shape {rows.shape}; {len(manifest.features)} features are needed"
         )
-    if labels.shape != (len(rows),) or scores.ndim != 2 or len(scores) != len(rows):
+    shape = (len(rows), len(manifest.multilabels)) if manifest.multilabels else (len(rows),)
+    if labels.shape != shape or scores.ndim != 2 or len(scores) != len(rows):
         raise ArtifactError(f"skiff.golden: {len(rows)} rows, labels {labels.shape}, scores {scores.shape}")
-    if labels.min() < 0 or labels.max() >= max(1, len(manifest.labels)):
-        raise ArtifactError(
-            f"skiff.golden: labels must be indices of the {len(manifest.labels)} in the manifest"
-        )
+    sizes = [len(found) for found in manifest.outputs] or [1]
+    if (labels < 0).any() or (labels.reshape(len(rows), -1) >= sizes).any():
+        counts = ", ".join(str(size) for size in sizes)
+        raise ArtifactError(f"skiff.golden: labels must be indices of the {counts} in the manifest")
     return Golden(rows=rows, labels=labels, scores=scores)

@@ -85,12 +85,21 @@ def cells_from_training(name: str, values: NDArray[np.floating]) -> FeatureCells
     return FeatureCells(name, tuple(float(edge) for edge in edges[np.isfinite(edges)]))
 
 
+def category_cells(name: str, categories: int) -> FeatureCells:
+    """Cells for a column of codes 0 … ``categories`` - 1: one for unseen values (-1), then one per category.
+
+    Codes follow the frequency in training, so that beyond `MAX_EDGES` categories the rarest share the last cell.
+    """
+    return FeatureCells(name, tuple(code - 0.5 for code in range(min(max(1, categories), MAX_EDGES))))
+
+
 @dataclass(frozen=True)
 class CellSpec:
     """The versioned layout: input columns in order, the cells of the score, and the number of classes.
 
-    ``score`` is the largest class probability of a classifier, the prediction of a regressor. ``classes`` is 0
-    for a regressor.
+    ``score`` is the largest of a row's scores: the largest class probability of a classifier, the prediction of a
+    regressor. ``classes`` counts the labels of a classifier, clusterer or outlier detector; it is 0 for a regressor and
+    for a model with several label outputs. A column of categories is binned by its codes.
     """
 
     features: tuple[FeatureCells, ...]
@@ -254,18 +263,20 @@ class Binner:
         """Rows counted since the last `take`."""
         return self._rows
 
-    def observe(self, rows: Rows, labels: NDArray[np.int64], scores: Rows) -> None:
-        """Counts ``rows`` (n, F) float32 with their outputs.
+    def observe(self, rows: NDArray[np.floating], labels: NDArray[np.int64], scores: Rows) -> None:
+        """Counts ``rows`` (n, F) with their outputs; float64 rows are binned as float32.
 
-        ``labels`` (n,) are class indices (ignored for a regressor); ``scores`` is (n, C) for a classifier
-        with probabilities or decision values per class, else (n,) or (n, 1).
+        ``labels`` (n,) are class indices, ignored where the layout has no classes; ``scores`` is (n, C), or (n,) for
+        one score a row.
         """
         n = rows.shape[0]
         if not n:
             return
         flat = scores.reshape(n, -1)
         top = flat.max(axis=1) if flat.shape[1] > 1 else flat[:, 0]
-        columns = np.concatenate([rows.T, top[None].astype(np.float32)])
+        with np.errstate(over="ignore"):  # what float32 cannot hold is binned as infinite, as in training
+            narrow = rows.astype(np.float32, copy=False)
+        columns = np.concatenate([narrow.T, top[None].astype(np.float32)])
         repeats = (columns[:, 1:] == columns[:, :-1]).sum(axis=1)
         if self._last is not None:
             repeats += columns[:, 0] == self._last

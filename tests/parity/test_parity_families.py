@@ -2,28 +2,34 @@
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from converters import check_parity, convert
+from converters import table as tables
 from converters.reference import answers
 from converters.signature import read
 from edge_runtime.engine import Engine
 from tests.parity.cases import CLASSIFIERS, REGRESSORS, SCALERS, classes_of, pipeline_of, scaled_integers
 
 PROBES = 4000
-# A linear model behind a scaler that clips is refused: tests/unit/test_converters_rewrite.py.
 LINEAR = ("logistic", "least-squares", "ridge")
 CASES = [
     (scaler, name)
     for scaler in SCALERS
     for name in (*CLASSIFIERS, *(f"{name}-regressor" for name in REGRESSORS))
-    if not (scaler == "clip" and name.removesuffix("-regressor") in LINEAR)
 ]
 # One scaler per family and one family per scaler run every time, the rest with `slow`.
 FAST = {("standard", name) for _, name in CASES} | {(scaler, "forest") for scaler in SCALERS}
+FAST |= {("clip", "logistic"), ("clip", "ridge-regressor")}
 
 
 def proven(pipeline, X, y, tmp_path, **options):
@@ -79,7 +85,8 @@ def test_labels_of_any_type_come_back_as_they_were(names, family, tmp_path):
     indices, _ = Engine(artifact.path).run(X.astype(np.float32))
     assert indices is not None
     found = [labels[i] for i in indices]
-    sure = ~answers(read(pipeline), X.astype(np.float32)).ties
+    signature = read(pipeline)
+    sure = ~answers(signature, tables.read(signature, X), X.astype(np.float32)).ties[:, 0]
     assert np.mean(sure) > 0.9
     assert [a for a, s in zip(found, sure, strict=True) if s] == pipeline.predict(X)[sure].tolist()
 
@@ -92,11 +99,50 @@ def test_missing_values_take_the_way_they_took_in_training(classes, tmp_path):
     X[:, 4] = np.nan_to_num(X[:, 4])
     pipeline = pipeline_of("standard", RandomForestClassifier(8, random_state=0))
     artifact = proven(pipeline, X, y, tmp_path)
-    assert [feature.missing for feature in artifact.manifest.features] == [True, True, True, True, False]
+    assert all(feature.missing for feature in artifact.manifest.features), "as scikit-learn takes them"
     assert artifact.report.by_probe_kind["missing"].rows == PROBES // 20
     golden = Engine(artifact.path).info.golden
-    assert np.isnan(golden.rows[:, :4]).any()
-    assert not np.isnan(golden.rows[:, 4]).any()
+    assert np.isnan(golden.rows).any(axis=0).all()
+
+
+def test_missing_values_that_the_pipeline_refuses_are_declared_and_not_compared(tmp_path):
+    X = scaled_integers()
+    artifact = proven(make_pipeline(StandardScaler(), LogisticRegression()), X, classes_of(X, 2), tmp_path)
+    assert not any(feature.missing for feature in artifact.manifest.features)
+    assert "missing" not in artifact.report.by_probe_kind
+    assert not np.isnan(Engine(artifact.path).info.golden.rows).any()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(LogisticRegression(), id="imputed logistic"),
+        pytest.param(RandomForestClassifier(5, random_state=0), id="imputed forest"),
+    ],
+)
+def test_an_imputer_takes_missing_values_for_what_follows(estimator, tmp_path):
+    X = scaled_integers(600)
+    y = classes_of(X, 3)
+    X[np.random.default_rng(0).random(X.shape) < 0.15] = np.nan
+    artifact = proven(make_pipeline(SimpleImputer(), StandardScaler(), estimator), X, y, tmp_path)
+    assert all(feature.missing for feature in artifact.manifest.features)
+    assert artifact.report.by_probe_kind["missing"].rows == PROBES // 20
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        pytest.param(GradientBoostingClassifier(n_estimators=6, random_state=0), id="gradient"),
+        pytest.param(HistGradientBoostingClassifier(max_iter=6, random_state=0), id="histogram"),
+    ],
+)
+def test_boosting_is_proven_at_every_split(estimator, tmp_path):
+    X = scaled_integers()
+    report = proven(make_pipeline(StandardScaler(), estimator), X, classes_of(X, 3), tmp_path).report
+    assert report.max_rel_error < 1e-6
+    assert report.coverage is not None
+    covered = dict(report.coverage.by_offset)
+    assert min(covered[0], covered[1], covered[-1]) >= report.coverage.distinct > 0
 
 
 def test_a_missing_value_in_a_column_that_never_missed_still_goes_scikit_learns_way(tmp_path):
@@ -129,9 +175,12 @@ def test_a_constant_column_and_a_single_column(tmp_path):
 
 def test_a_tree_without_a_split(tmp_path):
     X = scaled_integers()
-    report = proven(RandomForestRegressor(3, max_depth=1, min_samples_leaf=300), X, X[:, 0], tmp_path).report
-    assert report.coverage is not None
-    assert report.coverage.splits == 0
+    forest = RandomForestRegressor(3, max_depth=1, min_samples_leaf=300)
+    artifact = proven(forest, X, X[:, 0], tmp_path)
+    assert artifact.report.coverage is None
+    assert "threshold" not in artifact.report.by_probe_kind
+    _, scores = Engine(artifact.path).run(X.astype(np.float32))
+    assert scores[:, 0] == pytest.approx(forest.predict(X), rel=1e-6)
 
 
 def test_a_large_offset_costs_a_linear_model_nothing(tmp_path):

@@ -11,23 +11,40 @@ from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from converters import artifact as artifacts
 from converters import check_parity, convert
 from converters import signature as signatures
 from converters import table as tables
-from converters.onnx_export import export
-from converters.optimize import LABEL, SCORE, attributes, to_bytes, with_attributes
-from converters.parity import ParityFailure, compare
-from converters.probe_inputs import Probes
-from converters.rewrite import fold
+from converters.lowering import lower
+from converters.optimize import LABEL, SCORE, attributes, optimise, to_bytes, with_attributes
+from converters.parity import ParityFailure, compare, probes_for
+from converters.reference import Acceptance
 from edge_runtime.contract.errors import ArtifactError, ParityError
 from edge_runtime.engine import Engine
 from tests.parity.cases import classes_of, scaled_integers
 
 Values = dict[str, Any]
 PROBES = 8000  # enough for every split of the forests here at every distance
+
+
+def probes_of(signature, table, engine, probes):
+    """The rows that an artifact was proven with."""
+    manifest = engine.info.manifest
+    return probes_for(
+        signature,
+        table,
+        lower(signature, dtype=manifest.input_dtype),
+        engine.info.reference.spec,
+        takes=Acceptance(
+            missing=np.array([feature.missing for feature in manifest.features]),
+            infinite=np.array([feature.infinite for feature in manifest.features]),
+            unseen=np.array([feature.unseen for feature in manifest.features]),
+        ),
+        probes=probes,
+        seed=0,
+    )
 
 
 class Case:
@@ -39,11 +56,9 @@ class Case:
         self.pipeline.fit(X, classes_of(X, classes))
         self.artifact = convert(self.pipeline, X, folder / f"forest-{classes}.onnx", probes=PROBES)
         self.model = ModelProto.FromString(self.artifact.path.read_bytes())
-        signature = signatures.read(self.pipeline)
-        table = tables.read(signature, X)
-        spec = Engine(self.artifact.path).info.reference.spec
-        self.folded = fold(signature)
-        self.probes = Probes(table.rows, table.missing, spec, self.folded, probes=PROBES, seed=0)
+        self.signature = signatures.read(self.pipeline)
+        self.table = tables.read(self.signature, X)
+        self.probes = probes_of(self.signature, self.table, Engine(self.artifact.path), PROBES)
 
     def tampered(self, change: Callable[[Values], None]) -> Engine:
         model = ModelProto()
@@ -54,8 +69,8 @@ class Case:
         node.CopyFrom(with_attributes(node, values))
         return Engine(to_bytes(model, {p.key: p.value for p in self.model.metadata_props}))
 
-    def check(self, engine):
-        return compare(engine, self.pipeline, self.probes)
+    def check(self, engine, probes=None):
+        return compare(engine, self.signature, self.table, self.probes if probes is None else probes)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +107,7 @@ def test_any_threshold_moved_by_one_float32_value_is_caught(case, direction):
             value = np.float32(values["nodes_values"][position])
             values["nodes_values"][position] = float(np.nextafter(value, np.float32(direction * np.inf)))
 
-        report = compare(case.tampered(move), case.pipeline, rows)
+        report = case.check(case.tampered(move), rows)
         assert not report.passed, f"node {position}"
         assert report.worst_rows[0].kind == "threshold"
 
@@ -103,7 +118,7 @@ def test_ordinary_rows_do_not_notice_such_a_threshold(case):
         values["nodes_values"][inner(values)[-1]] = float(np.nextafter(value, np.float32(np.inf)))
 
     ordinary = [("ordinary", np.random.default_rng(0).normal(size=(4000, 5)).astype(np.float32))]
-    assert compare(case.tampered(move), case.pipeline, ordinary).passed
+    assert case.check(case.tampered(move), ordinary).passed
 
 
 def swap_children(values):
@@ -205,12 +220,11 @@ def test_the_ordinary_conversion_of_a_logistic_regression_fails_too(tmp_path):
     metadata = {p.key: p.value for p in ModelProto.FromString(artifact.path.read_bytes()).metadata_props}
     signature = signatures.read(pipeline)
     table = tables.read(signature, X)
-    spec = Engine(artifact.path).info.reference.spec
-    probes = Probes(table.rows, table.missing, spec, fold(signature), probes=2000, seed=0)
-    report = compare(default_conversion(pipeline, metadata, 4), pipeline, probes)
+    probes = probes_of(signature, table, Engine(artifact.path), 2000)
+    report = compare(default_conversion(pipeline, metadata, 4), signature, table, probes)
     assert not report.passed
     assert report.by_probe_kind["huge"].score_mismatches
-    assert compare(Engine(artifact.path), pipeline, probes).passed
+    assert compare(Engine(artifact.path), signature, table, probes).passed
 
 
 def test_a_linear_model_with_one_wrong_weight_is_caught(tmp_path):
@@ -218,11 +232,52 @@ def test_a_linear_model_with_one_wrong_weight_is_caught(tmp_path):
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, classes_of(X, 3))
     artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=2000)
     model = ModelProto.FromString(artifact.path.read_bytes())
-    [weights] = [t for t in model.graph.initializer if len(t.dims) == 2]
+    [weights] = [t for t in model.graph.initializer if tuple(t.dims) == (5, 3)]
     array = numpy_helper.to_array(weights).copy()
     array[1, 1] *= 1 + 1e-3
     weights.CopyFrom(numpy_helper.from_array(array, weights.name))
     (tmp_path / "broken.onnx").write_bytes(model.SerializeToString())
+    assert not check_parity(pipeline, tmp_path / "broken.onnx", X, probes=2000).passed
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_a_float64_threshold_moved_by_one_float64_value_is_caught(direction, tmp_path):
+    rng = np.random.default_rng(0)
+    X = np.stack([1.7e9 + rng.random(400) * 43_200, rng.normal(size=400)], axis=1)
+    pipeline = RandomForestClassifier(4, random_state=0).fit(X * [1e-9, 1], np.sin(X[:, 0] / 500) > 0)
+    artifact = convert(pipeline, X * [1e-9, 1], tmp_path / "m.onnx", probes=4000, input_dtype="float64")
+    signature = signatures.read(pipeline)
+    table = tables.read(signature, X * [1e-9, 1])
+    probes = probes_of(signature, table, Engine(artifact.path), 4000)
+    original = ModelProto.FromString(artifact.path.read_bytes())
+    [at] = [i for i, n in enumerate(original.graph.node) if n.op_type == "TreeEnsembleClassifier"]
+    positions = inner(attributes(original.graph.node[at]))
+    for position in rng.choice(positions, size=8, replace=False):
+        model = ModelProto()
+        model.CopyFrom(original)
+        values = attributes(model.graph.node[at])
+        limits = numpy_helper.to_array(values["nodes_values_as_tensor"]).copy()
+        assert limits.dtype == np.float64
+        limits[position] = np.nextafter(limits[position], direction * np.inf)
+        values["nodes_values_as_tensor"] = numpy_helper.from_array(limits, "nodes_values_as_tensor")
+        model.graph.node[at].CopyFrom(with_attributes(model.graph.node[at], values))
+        engine = Engine(to_bytes(model, {p.key: p.value for p in original.metadata_props}))
+        threshold = [(kind, rows) for kind, rows in probes if kind == "threshold"]
+        assert not compare(engine, signature, table, threshold).passed, f"node {position}"
+    assert compare(Engine(artifact.path), signature, table, probes).passed
+
+
+def test_a_clip_with_a_wrong_bound_is_caught(tmp_path):
+    X = scaled_integers()
+    pipeline = make_pipeline(MinMaxScaler(clip=True), LogisticRegression()).fit(X, classes_of(X, 3))
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=2000)
+    model = ModelProto.FromString(artifact.path.read_bytes())
+    bounds = [t for t in model.graph.initializer if np.all(numpy_helper.to_array(t) == 1.0)]
+    assert bounds
+    for bound in bounds:
+        bound.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bound) * (1 + 1e-3), bound.name))
+    (tmp_path / "broken.onnx").write_bytes(model.SerializeToString())
+    assert check_parity(pipeline, artifact.path, X, probes=2000).passed
     assert not check_parity(pipeline, tmp_path / "broken.onnx", X, probes=2000).passed
 
 
@@ -232,15 +287,15 @@ def test_convert_raises_with_the_worst_row_and_writes_nothing(monkeypatch, tmp_p
         X, classes_of(X, 3)
     )
 
-    def broken(signature, folded, arithmetic):
-        model = export(signature, folded, arithmetic)
+    def broken(graph, **options):
+        model = optimise(graph, **options)
         [node] = [n for n in model.graph.node if n.op_type == "TreeEnsembleClassifier"]
         values = attributes(node)
         values["classlabels_int64s"] = [0, 2, 1]
         node.CopyFrom(with_attributes(node, values))
         return model
 
-    monkeypatch.setattr(artifacts, "export", broken)
+    monkeypatch.setattr(artifacts, "optimise", broken)
     with pytest.raises(ParityError, match=r"worst row \(\w+\): label [012] for [012], scores \[") as caught:
         convert(pipeline, X, tmp_path / "m.onnx", probes=1000)
     assert isinstance(caught.value, ParityFailure)

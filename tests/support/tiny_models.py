@@ -5,9 +5,10 @@ float64 numpy, so that a test can say what the engine must return.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,11 @@ TRAINING_ROWS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """A linear model: softmax over ``rows @ weights.T + bias`` for a classifier, the sum itself for a regressor."""
+    """A linear model: softmax over ``rows @ weights.T + bias`` for a classifier, the sum itself for a regressor.
+
+    One column of weights with two labels decides by its sign. With ``multilabels`` the columns are the blocks of the
+    outputs, side by side. Columns of categories are computed with as codes.
+    """
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -46,22 +51,36 @@ class Tiny:
     score: str = "predict_proba"
     golden_rows: int = 4
     budgets: Budgets = field(default_factory=Budgets)
+    task: str = ""
+    input_dtype: str = "float32"
+    multilabels: tuple[tuple[Label, ...], ...] = ()
 
     @cached_property
-    def training(self) -> NDArray[np.float32]:
-        """(500, F) standard normal rows."""
+    def training(self) -> NDArray[np.floating]:
+        """(500, F) standard normal rows of the input's dtype; codes in columns of categories."""
         rng = np.random.default_rng(self.seed + 1)
-        return rng.normal(size=(TRAINING_ROWS, len(self.features))).astype(np.float32)
+        rows = rng.normal(size=(TRAINING_ROWS, len(self.features)))
+        for j, feature in enumerate(self.features):
+            if feature.kind == "category":
+                rows[:, j] = rng.integers(len(feature.vocabulary), size=TRAINING_ROWS)
+        return rows.astype(self.input_dtype)
 
-    def answer(self, rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Class indices (n,) (zeros for a regressor) and scores (n, C) in float64."""
+    @property
+    def signed(self) -> bool:
+        """Whether one column decides between two labels."""
+        return len(self.weights) == 1 and len(self.labels) == 2
+
+    def answer(self, rows: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Class indices (n,) (zeros for a regressor), (n, K) for K outputs, and scores (n, C), in float64."""
         z = rows.astype(np.float64) @ self.weights.astype(np.float64).T + self.bias
-        if not self.labels:
+        if not self.labels and not self.multilabels:
             return np.zeros(len(rows), np.int64), z
-        if self.score == "predict_proba":
-            e = np.exp(z - z.max(axis=1, keepdims=True))
-            z = e / e.sum(axis=1, keepdims=True)
-        return z.argmax(axis=1).astype(np.int64), z
+        if self.signed:
+            return (z[:, 0] > 0).astype(np.int64), z
+        blocks = np.split(z, np.cumsum([len(found) for found in self.multilabels])[:-1], axis=1)
+        blocks = [_softmax(block) for block in blocks] if self.score == "predict_proba" else blocks
+        found = np.stack([block.argmax(axis=1).astype(np.int64) for block in blocks], axis=1)
+        return (found if self.multilabels else found[:, 0]), np.hstack(blocks)
 
     @cached_property
     def reference(self) -> Reference:
@@ -88,12 +107,12 @@ class Tiny:
         return Manifest(
             name=ids.model_name(self.name),
             version=self.version,
-            task="classifier" if self.labels else "regressor",
-            score=self.score if self.labels else "predict",
+            task=self.task or ("classifier" if self.labels or self.multilabels else "regressor"),
+            score=self.score if self.labels or self.multilabels else "predict",
             features=self.features,
             labels=self.labels,
             input_name="rows",
-            label_output="label" if self.labels else "",
+            label_output="label" if self.labels or self.multilabels else "",
             score_output="scores",
             opset=OPSET,
             ir_version=IR_VERSION,
@@ -101,6 +120,8 @@ class Tiny:
             training_digest=ids.digest_of(self.training.tobytes()),
             libraries=(("numpy", np.__version__),),
             budgets=self.budgets,
+            input_dtype=self.input_dtype,
+            multilabels=self.multilabels,
         )
 
     @cached_property
@@ -117,26 +138,57 @@ class Tiny:
 
     def graph(self) -> onnx.ModelProto:
         """The graph without metadata."""
-        tensors = [numpy_helper.from_array(self.weights, "W"), numpy_helper.from_array(self.bias, "b")]
-        scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(self.weights)])
-        outputs = [scores]
-        if not self.labels:
-            nodes = [helper.make_node("Gemm", ["rows", "W", "b"], ["scores"], transB=1)]
-        elif self.score == "predict_proba":
-            nodes = [
-                helper.make_node("Gemm", ["rows", "W", "b"], ["z"], transB=1),
-                helper.make_node("Softmax", ["z"], ["scores"], axis=1),
+        wide = self.input_dtype == "float64"
+        kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
+        tensors = [
+            numpy_helper.from_array(self.weights.astype(self.input_dtype), "W"),
+            numpy_helper.from_array(self.bias.astype(self.input_dtype), "b"),
+        ]
+        more = self.multilabels or (self.labels and self.score == "predict_proba")
+        made = "z" if more else "scores"
+        nodes = [helper.make_node("Gemm", ["rows", "W", "b"], ["wide" if wide else made], transB=1)]
+        if wide:
+            nodes.append(helper.make_node("Cast", ["wide"], [made], to=TensorProto.FLOAT))
+        outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(self.weights)])]
+        shape: list[str | int] = ["n"]
+        if self.multilabels:
+            shape.append(len(self.multilabels))
+            nodes += self._several(tensors)
+        elif self.signed:
+            zero = np.zeros(1, np.float32)
+            tensors += [numpy_helper.from_array(zero, "zero"), numpy_helper.from_array(np.array([1]), "one")]
+            nodes += [
+                helper.make_node("Greater", ["scores", "zero"], ["positive"]),
+                helper.make_node("Cast", ["positive"], ["column"], to=TensorProto.INT64),
+                helper.make_node("Squeeze", ["column", "one"], ["label"]),
             ]
-        else:
-            nodes = [helper.make_node("Gemm", ["rows", "W", "b"], ["scores"], transB=1)]
-        if self.labels:
+        elif self.labels:
+            if self.score == "predict_proba":
+                nodes.append(helper.make_node("Softmax", ["z"], ["scores"], axis=1))
             nodes.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0))
-            outputs.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]))
-        rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", len(self.features)])
+        if self.labels or self.multilabels:
+            outputs.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, shape))
+        rows = helper.make_tensor_value_info("rows", kind, ["n", len(self.features)])
         graph = helper.make_graph(nodes, "tiny", [rows], outputs, tensors)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=""
         )
+
+    def _several(self, tensors: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+        """Blocks of ``z`` as ``scores``, and the place of each block's best as ``label``."""
+        sizes = [len(found) for found in self.multilabels]
+        tensors.append(numpy_helper.from_array(np.array(sizes), "sizes"))
+        blocks, answers, places = ([f"{name}{k}" for k in range(len(sizes))] for name in "zpi")
+        nodes = [helper.make_node("Split", ["z", "sizes"], blocks, axis=1)]
+        for block, answer, place in zip(blocks, answers, places, strict=True):
+            if self.score == "predict_proba":
+                nodes.append(helper.make_node("Softmax", [block], [answer], axis=1))
+            else:
+                nodes.append(helper.make_node("Identity", [block], [answer]))
+            nodes.append(helper.make_node("ArgMax", [answer], [place], axis=1, keepdims=1))
+        nodes.append(helper.make_node("Concat", answers, ["scores"], axis=1))
+        nodes.append(helper.make_node("Concat", places, ["label"], axis=1))
+        return nodes
 
     @cached_property
     def artifact(self) -> bytes:
@@ -153,6 +205,12 @@ class Tiny:
         path = folder / f"{self.name}-{self.digest[:8]}.onnx"
         path.write_bytes(self.artifact)
         return path
+
+
+def _softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    found: NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
+    return found
 
 
 def sealed(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
@@ -188,13 +246,39 @@ def classifier(
     )
 
 
-def regressor(names: Sequence[str] = ("a", "b"), *, seed: int = 0) -> Tiny:
+def regressor(names: Sequence[str] = ("a", "b"), *, targets: int = 1, seed: int = 0) -> Tiny:
     """A linear regression with random weights."""
     rng = np.random.default_rng(seed)
     return Tiny(
-        weights=rng.normal(size=(1, len(names))).astype(np.float32),
-        bias=rng.normal(size=1).astype(np.float32),
+        weights=rng.normal(size=(targets, len(names))).astype(np.float32),
+        bias=rng.normal(size=targets).astype(np.float32),
         labels=(),
         features=features_of(names),
         seed=seed,
     )
+
+
+def several(
+    multilabels: tuple[tuple[Label, ...], ...] = (("red", "blue"), ("s", "m", "l")),
+    *,
+    score: str = "predict_proba",
+    seed: int = 0,
+) -> Tiny:
+    """A classifier with a label output for each entry of ``multilabels``, and the features a, b and c."""
+    rng = np.random.default_rng(seed)
+    width = sum(len(labels) for labels in multilabels)
+    return Tiny(
+        weights=rng.normal(size=(width, 3)).astype(np.float32),
+        bias=rng.normal(size=width).astype(np.float32),
+        labels=(),
+        multilabels=multilabels,
+        features=features_of("abc"),
+        score=score,
+        seed=seed,
+    )
+
+
+def categorical(*features: Feature, seed: int = 0, **changes: Any) -> Tiny:
+    """A classifier of three classes over ``features`` as they are."""
+    tiny = classifier([feature.name for feature in features], seed=seed)
+    return replace(tiny, features=features, **changes)

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from edge_runtime.contract.codec import pack_counts
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.manifest import (
     TOLERANCE,
+    Feature,
     Golden,
     agrees,
     read_info,
     ties,
     to_metadata,
+    unsure,
 )
 from edge_runtime.contract.onnx_metadata import MAX_FIELDS, MAX_METADATA_BYTES, read_metadata
-from tests.support.tiny_models import IR_VERSION, OPSET, classifier, regressor, sealed
+from tests.support.tiny_models import IR_VERSION, OPSET, categorical, classifier, regressor, sealed, several
 
 TINY = classifier(("a", "b"), ("no", "yes"), missing=("b",))
 
@@ -77,7 +80,7 @@ def put(*path_and_value):
     [
         ("manifest", put("schema", 2), "schema 2 is not 1"),
         ("manifest", put("name", "Not A Name"), "is not a model name"),
-        ("manifest", put("task", "clusterer"), "skiff.manifest.task"),
+        ("manifest", put("task", "forecaster"), "skiff.manifest.task"),
         ("manifest", put("task", "regressor"), "a regressor with 2 labels"),
         ("manifest", put("labels", []), "a classifier with 0 labels"),
         ("manifest", put("labels", ["no", None]), "skiff.manifest.labels[1]"),
@@ -193,3 +196,111 @@ def test_ties_are_of_the_two_best():
     scores = np.array([[0.4, 0.4, 0.2], [0.5, 0.3, 0.2], [0.1, 0.45, 0.450005]])
     assert ties(scores).tolist() == [True, False, True]
     assert ties(np.array([[1.0], [2.0]])).tolist() == [False, False]
+
+
+def test_a_tie_is_relative_to_scores_above_one():
+    scores = np.array([[1e4, 1e4 - 0.09], [1e4, 1e4 - 0.11], [-1e4, -1e4 - 0.09], [2e-5, 0.0]])
+    assert ties(scores).tolist() == [True, False, True, False]
+    odd = np.array([[np.inf, 0.0], [np.inf, np.inf], [-np.inf, 0.0], [np.nan, 0.0]])
+    assert ties(odd).tolist() == [False, True, False, False]
+
+
+def test_one_decision_value_ties_near_zero():
+    column = np.array([[0.0], [TOLERANCE], [-TOLERANCE], [2 * TOLERANCE], [np.nan]])
+    assert ties(column, signed=True).tolist() == [True, True, True, False, False]
+    assert not ties(column).any()
+
+
+def test_only_decision_values_are_signed():
+    column = np.array([[0.0], [1.0]])
+    detector = replace(TINY.manifest, task="outlier_detector", score="decision_function")
+    assert unsure(detector, column).tolist() == [True, False]
+    for manifest in (regressor().manifest, replace(TINY.manifest, score="negative_distance")):
+        assert not unsure(manifest, column).any()
+
+
+def test_each_output_is_unsure_by_itself():
+    manifest = several().manifest
+    blocks = np.array([[0.5, 0.5, 0.1, 0.2, 0.7], [0.1, 0.9, 0.3, 0.35, 0.35]])
+    assert unsure(manifest, blocks).tolist() == [[True, False], [False, True]]
+    columns = np.array([[0.5, 0.0], [0.0, 0.5]])
+    assert unsure(manifest, columns).tolist() == [[True, False], [False, True]]
+    signed = replace(manifest, score="decision_function")
+    assert unsure(signed, columns).tolist() == [[False, True], [True, False]]
+    assert not unsure(replace(manifest, score="predict"), columns).any()
+
+
+MIXED = categorical(
+    Feature(name="colour", kind="category", vocabulary=("red", 3, 0.5, True), unseen=True, missing=True),
+    Feature(name="size", infinite=True),
+    input_dtype="float64",
+)
+
+
+@pytest.mark.parametrize(
+    "tiny",
+    [
+        MIXED,
+        several(),
+        several((("only",),), score="decision_function"),
+        regressor(targets=3),
+        replace(classifier(score="negative_distance"), task="clusterer"),
+        replace(classifier(labels=(-1, 1), score="decision_function"), task="outlier_detector"),
+    ],
+)
+def test_what_newer_artifacts_say_is_read(tiny):
+    info = read_info(tiny.artifact)
+    assert info.manifest == tiny.manifest
+    assert info.reference == tiny.reference
+    for name in ("rows", "labels", "scores"):
+        found, wanted = getattr(info.golden, name), getattr(tiny.golden, name)
+        assert found.dtype == wanted.dtype
+        assert np.array_equal(found, wanted)
+    assert [type(v) for v in info.manifest.features[0].vocabulary] == [
+        type(v) for v in tiny.features[0].vocabulary
+    ]
+
+
+def test_a_plain_manifest_says_nothing_of_what_came_later():
+    document = json.loads(TINY.metadata["skiff.manifest"])
+    assert document["features"] == [{"name": "a", "missing": False}, {"name": "b", "missing": True}]
+    assert not {"input_dtype", "multilabels"} & set(document)
+
+
+def test_several_outputs_have_no_class_counts():
+    manifest = several().manifest
+    assert not manifest.probabilities
+    assert manifest.outputs == (("red", "blue"), ("s", "m", "l"))
+    assert several().reference.spec.classes == several().reference.total.sums.size == 0
+    assert TINY.manifest.outputs == (("no", "yes"),)
+    assert regressor().manifest.outputs == ()
+
+
+@pytest.mark.parametrize(
+    ("tiny", "key", "change", "problem"),
+    [
+        (MIXED, "manifest", put("input_dtype", "float16"), "skiff.manifest.input_dtype"),
+        (MIXED, "manifest", put("input_dtype", "float32"), "skiff.golden.rows.dtype"),
+        (MIXED, "manifest", put("features", 0, "kind", "text"), "skiff.manifest.features[0].kind"),
+        (MIXED, "manifest", put("features", 0, "kind", "number"), "a number has no vocabulary"),
+        (MIXED, "manifest", put("features", 0, "infinite", True), "a category is not infinite"),
+        (MIXED, "manifest", put("features", 0, "vocabulary", [1, 1.0]), "each value must be there once"),
+        (MIXED, "manifest", put("features", 0, "vocabulary", [float("nan")]), "NaN is a missing value"),
+        (MIXED, "manifest", put("features", 0, "vocabulary", [None]), "features[0].vocabulary[0]"),
+        (MIXED, "manifest", put("features", 1, "unseen", True), "no unseen values"),
+        (several(), "manifest", put("task", "regressor"), "a regressor with 2 labels"),
+        (several(), "manifest", put("task", "clusterer"), "only a classifier"),
+        (several(), "manifest", put("labels", ["a"]), "instead of labels"),
+        (several(), "manifest", put("multilabels", [["a", "b"], []]), "at least one for each output"),
+        (several(), "manifest", put("multilabels", ["ab"]), "not a list of labels"),
+        (several(), "manifest", put("multilabels", [["red", "blue"]] * 2), "indices of the 2, 2 in"),
+        (several(), "manifest", put("multilabels", [["a", "b", "c"]]), "labels (4, 2)"),
+        (several(), "manifest", put("label_output", ""), "skiff.manifest.label_output"),
+        (several(), "profile", put("classes", 2), "100 counters and 0 sums"),
+    ],
+)
+def test_a_contradiction_of_newer_artifacts_is_refused(tiny, key, change, problem):
+    document = json.loads(tiny.metadata[f"skiff.{key}"])
+    change(document)
+    with pytest.raises(ArtifactError, match=re.escape(problem)):
+        read_info(sealed(tiny.graph(), {**tiny.metadata, f"skiff.{key}": json.dumps(document)}))

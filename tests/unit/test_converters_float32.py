@@ -1,4 +1,6 @@
-"""What float32 does to training rows: tolerated on a knife's edge and reported, refused where a column needs more."""
+"""What float32 does to training rows: tolerated on a knife's edge and reported; where a column needs more, float64."""
+
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from sklearn.preprocessing import StandardScaler
 
 from converters import convert
 from converters import table as tables
-from converters.reference import Answers, answers, ask, changed, float32_effect
+from converters.reference import Answers, answers, ask, changed, rounding_effect, ties_of
 from converters.signature import read
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
+from edge_runtime.contract.manifest import agrees
+from edge_runtime.engine import Engine
 from tests.parity.cases import classes_of, scaled_integers
 
 
@@ -22,34 +26,83 @@ def timestamps(rows=600):
     return np.stack([1.7e9 + rng.random(rows) * 43_200, rng.normal(size=rows)], axis=1)
 
 
-def test_a_timestamp_in_a_forest_is_refused_by_name_with_a_remedy(tmp_path):
-    X = timestamps()
+def timed_forest(X):
     pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(10, random_state=0))
-    pipeline.fit(X, np.sin(X[:, 0] / 500) > 0)
-    with pytest.raises(UnsupportedPipeline, match=r"column 'x0' .* lie 128 apart\. Subtract 1\.7\d*e\+09"):
-        convert(pipeline, X, tmp_path / "m.onnx")
+    return pipeline.fit(X, np.sin(X[:, 0] / 500) > 0)
 
 
-def test_a_timestamp_in_a_linear_model_is_refused_too(tmp_path):
+def test_a_timestamp_in_a_forest_travels_as_float64(tmp_path):
+    X = timestamps()
+    pipeline = timed_forest(X)
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=3000)
+    report = artifact.report
+    assert artifact.manifest.input_dtype == "float64"
+    assert artifact.path == tmp_path / "m.onnx"
+    [remedy] = report.remedies
+    assert re.fullmatch(
+        r"float64 input, because float32 input changes the pipeline's answer on \d+ of 600 training rows .*"
+        r"column 'x0' .* float32 values near 1\.7\d*e\+09 lie 128 apart",
+        remedy,
+    )
+    assert report.float32 is not None
+    assert (report.float32.labels_changed, report.float32.scores_changed) == (0, 0)
+    assert report.passed
+    assert report.coverage is not None
+    covered = dict(report.coverage.by_offset)
+    assert min(covered[0], covered[1], covered[-1]) >= report.coverage.distinct
+    # What the splits tell apart is lost in float32 and kept by the artifact.
+    engine = Engine(artifact.path)
+    _, scores = engine.run(X)
+    wanted = pipeline.predict_proba(X)
+    assert agrees(scores, wanted).all()
+    assert not agrees(pipeline.predict_proba(X.astype(np.float32).astype(np.float64)), wanted).all()
+
+
+def test_a_timestamp_in_a_linear_model_travels_as_float64_too(tmp_path):
     X = timestamps()
     pipeline = make_pipeline(StandardScaler(), LinearRegression()).fit(X, X[:, 0] - 1.7e9)
-    with pytest.raises(UnsupportedPipeline, match=r"changes the pipeline's answer on \d+ of 600 .*'x0'"):
-        convert(pipeline, X, tmp_path / "m.onnx")
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500)
+    assert artifact.manifest.input_dtype == "float64"
+    assert artifact.report.passed
+    assert re.search(r"changes the pipeline's answer on \d+ of 600 .*'x0'", artifact.report.remedies[0])
+
+
+def test_float32_input_that_was_asked_for_is_refused_with_a_remedy(tmp_path):
+    X = timestamps()
+    with pytest.raises(
+        UnsupportedPipeline,
+        match=r"column 'x0' .* lie 128 apart; pass input_dtype='float64', or subtract an offset from the column",
+    ):
+        convert(timed_forest(X), X, tmp_path / "m.onnx", input_dtype="float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float64_input_can_be_asked_for(tmp_path):
+    X = scaled_integers()
+    pipeline = RandomForestClassifier(3, random_state=0).fit(X, classes_of(X, 2))
+    narrow = convert(pipeline, X, tmp_path / "narrow.onnx", probes=500)
+    wide = convert(pipeline, X, tmp_path / "wide.onnx", probes=500, input_dtype="float64")
+    assert (narrow.manifest.input_dtype, wide.manifest.input_dtype) == ("float32", "float64")
+    assert narrow.report.remedies == wide.report.remedies == ()
 
 
 def test_the_remedy_works(tmp_path):
     X = timestamps()
     X[:, 0] -= 1.7e9
     pipeline = make_pipeline(StandardScaler(), LinearRegression()).fit(X, X[:, 0] / 43_200)
-    assert convert(pipeline, X, tmp_path / "m.onnx", probes=500).report.passed
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500, input_dtype="float32")
+    assert artifact.report.passed
+    assert artifact.report.remedies == ()
 
 
 def test_a_timestamp_that_float32_can_tell_well_enough_is_fine(tmp_path):
     X = timestamps()
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4)).fit(X, X[:, 1] > 0)
-    effect = convert(pipeline, X, tmp_path / "m.onnx", probes=500).report.float32
+    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500)
+    effect = artifact.report.float32
     assert effect is not None
     assert effect.scores_changed == 0
+    assert artifact.manifest.input_dtype == "float32"
 
 
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer])
@@ -65,7 +118,7 @@ def test_classic_data_in_float64_is_converted_and_its_knife_edges_reported(load,
     assert report.float32.rows == len(X)
 
 
-def test_too_many_knife_edges_are_refused_with_a_remedy_that_works(tmp_path):
+def test_too_many_knife_edges_are_noticed_with_a_remedy_that_works(tmp_path):
     """Columns in steps of 0.1, where float64 puts every split exactly on a value, and a target that shows it."""
     rng = np.random.default_rng(3)
     X = rng.integers(0, 60, size=(400, 3)) / 10 + 0.1
@@ -74,10 +127,15 @@ def test_too_many_knife_edges_are_refused_with_a_remedy_that_works(tmp_path):
     edge = X.copy()
     edge[::2, 0] = _on_a_split(pipeline, X)
     with pytest.raises(UnsupportedPipeline, match=r"values lie exactly on splits; fit on X\.astype"):
-        convert(pipeline, edge, tmp_path / "m.onnx", probes=500)
+        convert(pipeline, edge, tmp_path / "m.onnx", probes=500, input_dtype="float32")
+    artifact = convert(pipeline, edge, tmp_path / "m.onnx", probes=500)
+    assert artifact.manifest.input_dtype == "float64"
+    assert "values lie exactly on splits" in artifact.report.remedies[0]
     rounded = edge.astype(np.float32).astype(np.float64)
     again = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(rounded, y)
-    effect = convert(again, rounded, tmp_path / "m.onnx", probes=500).report.float32
+    artifact = convert(again, rounded, tmp_path / "m.onnx", probes=500)
+    effect = artifact.report.float32
+    assert artifact.manifest.input_dtype == "float32"
     assert effect is not None
     assert (effect.labels_changed, effect.scores_changed) == (0, 0)
 
@@ -110,7 +168,10 @@ def test_float32_training_rows_are_compared_in_float32_as_passed():
     assert expected > 0
     signature = read(pipeline)
     table = tables.read(signature, rows)
-    effect = float32_effect(signature, table, answers(signature, table.rows))
+    effect, problem = rounding_effect(
+        signature, table, answers(signature, table, table.rows("float32")), "float32"
+    )
+    assert problem == ""
     assert effect.scores_changed == expected
     assert effect.max_change > 0
 
@@ -122,8 +183,9 @@ def test_rows_the_pipeline_refuses_are_found_one_by_one():
     )
     rows = np.repeat((X * 1e-9).astype(np.float32), 2, axis=0)
     rows[[3, 200, 201, 799], 0] = 3e38
-    found = answers(signature, rows)
+    found = answers(signature, tables.read(signature, X * 1e-9), rows)
     assert np.flatnonzero(~found.accepted).tolist() == [3, 200, 201, 799]
+    assert found.reason.startswith("ValueError: ")
     assert "too large for dtype('float32')" in found.reason
     assert (found.labels[~found.accepted] == -1).all()
     labels, scores = ask(signature, rows[found.accepted].astype(np.float64))
@@ -136,14 +198,22 @@ def test_a_training_row_that_overflows_in_float32_is_pointed_at(tmp_path):
     pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(X * 1e-9, classes_of(X, 2))
     rows = X * 1e-9
     rows[17, 2] = 3e38
-    with pytest.raises(InputError, match="refuses row 17 as float32: Input X contains infinity"):
+    with pytest.raises(InputError, match="refuses row 17 as float32: ValueError: Input X contains infinity"):
         convert(pipeline, rows, tmp_path / "m.onnx")
 
 
 def test_changed_answers_leave_ties_to_either_label():
+    X = scaled_integers()
+    signature = read(RandomForestClassifier(3).fit(X, classes_of(X, 2)))
+
     def made(labels, scores):
         array = np.asarray(scores, np.float64)
-        return Answers(labels=np.asarray(labels), scores=array, accepted=np.ones(len(array), np.bool_))
+        return Answers(
+            labels=np.asarray(labels).reshape(-1, 1),
+            scores=array,
+            accepted=np.ones(len(array), np.bool_),
+            ties=ties_of(signature, array),
+        )
 
     labels, scores = changed(
         made([0, 1, 1, 0], [[0.5, 0.5], [0.4, 0.6], [0.4, 0.6], [0.9, 0.1]]),

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from sklearn.base import is_regressor
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.tree import DecisionTreeClassifier
 
 from converters import convert
 from converters.artifact import check_static
 from converters.gate import MAX_ARTIFACT_BYTES, check_bytes
-from converters.onnx_export import choices, export
+from converters.lowering import lower
 from converters.optimize import INPUT, LABEL, SCORE, attributes, optimise, to_bytes
-from converters.rewrite import fold
 from converters.signature import read
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.engine import Engine
@@ -29,36 +30,70 @@ def file(X, tmp_path_factory):
     return convert(pipeline, X, tmp_path_factory.mktemp("graph") / "m.onnx", probes=500).path
 
 
-def exported(estimator, X, y, arithmetic=None):
+def exported(estimator, X, y, arithmetic="float64", dtype="float32"):
     signature = read(pipeline_of("standard", estimator).fit(X, y))
-    return export(signature, fold(signature), arithmetic or choices(signature)[0])
+    g = lower(signature, dtype=dtype, arithmetic=arithmetic)
+    return optimise(g.graph(), dtype=g.dtype, width=signature.width, outputs=len(signature.labels))
+
+
+def scored(graph):
+    """A model of ``graph`` with three columns and no label."""
+    return optimise(graph, dtype="float32", width=3, outputs=0)
+
+
+TREE_GRAPHS = [
+    (RandomForestClassifier(3, random_state=0), 3, "TreeEnsembleClassifier"),
+    (RandomForestClassifier(3, random_state=0), 2, "TreeEnsembleClassifier"),
+    (DecisionTreeClassifier(random_state=0), 3, "TreeEnsembleClassifier"),
+    (RandomForestRegressor(3, random_state=0), 3, "TreeEnsembleRegressor"),
+]
 
 
 @pytest.mark.parametrize(
-    ("estimator", "classes", "arithmetic", "operators"),
+    ("estimator", "classes", "dtype", "arithmetic", "operators"),
     [
-        (RandomForestClassifier(3), 3, "float32", ["TreeEnsembleClassifier"]),
-        (RandomForestClassifier(3), 2, "float64", ["Cast", "TreeEnsembleClassifier"]),
-        (RandomForestRegressor(3), 3, "float32", ["TreeEnsembleRegressor"]),
-        (RandomForestRegressor(3), 3, "float64", ["Cast", "TreeEnsembleRegressor"]),
-        (LogisticRegression(max_iter=1000), 3, None, ["Cast", "Gemm", "ArgMax", "Softmax", "Cast"]),
-        (LinearRegression(), 3, None, ["Cast", "Gemm", "Cast"]),
+        *((e, classes, "float32", "float32", [kind]) for e, classes, kind in TREE_GRAPHS),
+        *((e, classes, "float32", "float64", ["Cast", kind]) for e, classes, kind in TREE_GRAPHS),
+        *((e, classes, "float64", "float64", [kind]) for e, classes, kind in TREE_GRAPHS),
+        (
+            LogisticRegression(max_iter=1000),
+            3,
+            "float32",
+            "float64",
+            ["Cast", "Gemm", "ArgMax", "Softmax", "Cast"],
+        ),
+        (LogisticRegression(max_iter=1000), 3, "float64", "float64", ["Gemm", "ArgMax", "Softmax", "Cast"]),
+        (LinearRegression(), 3, "float32", "float64", ["Cast", "Gemm", "Cast"]),
+        (LinearRegression(), 3, "float64", "float64", ["Gemm", "Cast"]),
     ],
 )
-def test_graphs_are_as_small_as_they_get(X, estimator, classes, arithmetic, operators):
-    model = exported(estimator, X, classes_of(X, classes), arithmetic)
+def test_graphs_are_as_small_as_they_get(X, estimator, classes, dtype, arithmetic, operators):
+    model = exported(estimator, X, classes_of(X, classes), arithmetic, dtype)
     assert [node.op_type for node in model.graph.node] == operators
-    assert [value.name for value in model.graph.input] == [INPUT]
-    wanted = [SCORE] if "Regressor" in operators[-1] or len(operators) == 3 else [LABEL, SCORE]
+    [given] = model.graph.input
+    assert given.name == INPUT
+    tensor = given.type.tensor_type
+    assert tensor.elem_type == (TensorProto.FLOAT if dtype == "float32" else TensorProto.DOUBLE)
+    assert [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] == ["n", X.shape[1]]
+    wanted = [SCORE] if is_regressor(estimator) else [LABEL, SCORE]
     assert [value.name for value in model.graph.output] == wanted
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 17), ("ai.onnx.ml", 3)}
     assert (model.ir_version, model.producer_name, model.doc_string) == (8, "skiff", "")
 
 
+@pytest.mark.parametrize(("outputs", "shape"), [(1, ["n"]), (2, ["n", 2])])
+def test_a_label_has_a_column_for_each_output_beyond_one(X, outputs, shape):
+    y = np.stack([classes_of(X, 3), classes_of(X, 2, seed=2)], axis=1)[:, :outputs].squeeze()
+    model = exported(RandomForestClassifier(3, random_state=0), X, y)
+    label = model.graph.output[0]
+    assert label.name == LABEL
+    assert [dim.dim_param or dim.dim_value for dim in label.type.tensor_type.shape.dim] == shape
+
+
 def test_zero_weights_and_defaults_are_dropped(X):
     forest = RandomForestClassifier(5, random_state=0)
     y = classes_of(X, 4)
-    [node] = exported(forest, X, y).graph.node
+    [node] = exported(forest, X, y, "float32").graph.node
     values = attributes(node)
     assert not {"nodes_hitrates", "post_transform"} & set(values)
     weights = np.asarray(values["class_weights"])
@@ -73,7 +108,7 @@ def test_zero_weights_and_defaults_are_dropped(X):
 
 def test_a_leaf_of_zeros_keeps_one_weight(X):
     """With two classes a leaf has one weight, that of the second: it stays, also when it is 0."""
-    [node] = exported(RandomForestClassifier(3, random_state=0), X, classes_of(X, 2)).graph.node
+    [node] = exported(RandomForestClassifier(3, random_state=0), X, classes_of(X, 2), "float32").graph.node
     values = attributes(node)
     assert len(values["class_weights"]) == sum(mode == b"LEAF" for mode in values["nodes_modes"])
     assert 0.0 in values["class_weights"]
@@ -113,7 +148,7 @@ def passing_graph():
 def test_what_changes_nothing_is_removed():
     graph = passing_graph()
     before = graph.SerializeToString()
-    model = optimise(graph, width=3, scores=3, classifier=False)
+    model = scored(graph)
     assert [(n.op_type, list(n.input), list(n.output)) for n in model.graph.node] == [
         ("Cast", [INPUT], ["v0"]),
         ("Softmax", ["v0"], ["v1"]),
@@ -122,18 +157,29 @@ def test_what_changes_nothing_is_removed():
     assert [(n.name, n.doc_string) for n in model.graph.node] == [("n0", ""), ("n1", ""), ("n2", "")]
     assert not model.graph.initializer
     assert graph.SerializeToString() == before
-    assert to_bytes(optimise(model.graph, width=3, scores=3, classifier=False), {}) == to_bytes(model, {})
+    assert to_bytes(scored(model.graph), {}) == to_bytes(model, {})
+
+
+def test_a_widening_that_is_narrowed_again_is_removed():
+    nodes = [
+        helper.make_node("Cast", [INPUT], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.FLOAT),
+        helper.make_node("Abs", ["narrow"], [SCORE]),
+    ]
+    graph = helper.make_graph(nodes, "any", [], [])
+    [node] = scored(graph).graph.node
+    assert (node.op_type, list(node.input), list(node.output)) == ("Abs", [INPUT], [SCORE])
+    kept = optimise(graph, dtype="float64", width=3, outputs=0).graph.node
+    assert [n.op_type for n in kept] == ["Cast", "Abs"]  # float64 input: narrowing rounds
 
 
 def test_an_identity_from_input_to_output_has_to_stay():
     graph = helper.make_graph([helper.make_node("Identity", [INPUT], [SCORE])], "any", [], [])
-    assert [n.op_type for n in optimise(graph, width=3, scores=3, classifier=False).graph.node] == [
-        "Identity"
-    ]
+    assert [n.op_type for n in scored(graph).graph.node] == ["Identity"]
 
 
 def test_metadata_is_written_in_order_of_its_keys():
-    model = optimise(passing_graph(), width=3, scores=3, classifier=False)
+    model = scored(passing_graph())
     data = to_bytes(model, {"b": "2", "a": "1"})
     assert data == to_bytes(model, {"a": "1", "b": "2"})
     assert [p.key for p in ModelProto.FromString(data).metadata_props] == ["a", "b"]
@@ -184,7 +230,7 @@ def foreign_operator(model):
 
 
 def unlisted_operator(model):
-    model.graph.node.append(helper.make_node("Tile", ["input", "r"], ["y"]))
+    model.graph.node.append(helper.make_node("NonZero", ["input"], ["y"]))
 
 
 def function(model):
@@ -208,7 +254,7 @@ def child_of_another_tree(model):
 
 
 def other_mode(model):
-    set_attribute(model, "nodes_modes", 0, b"BRANCH_EQ")
+    set_attribute(model, "nodes_modes", 0, b"BRANCH_LT")
 
 
 def lengths_differ(model):
@@ -233,13 +279,13 @@ def invalid(model):
         (control_flow, "a graph of its own; control flow is not served"),
         (foreign_domain, "operator domain 'com.microsoft'"),
         (foreign_operator, r"com\.microsoft\.Gelu, which is not on the list"),
-        (unlisted_operator, r"ai\.onnx\.Tile, which is not on the list"),
+        (unlisted_operator, r"ai\.onnx\.NonZero, which is not on the list"),
         (function, "functions or a training graph"),
         (training, "functions or a training graph"),
         (sparse, "sparse constants"),
         (child_before_parent, "a walk might not end"),
         (child_of_another_tree, "a walk might not end"),
-        (other_mode, "compares otherwise than by <="),
+        (other_mode, "compares otherwise than by <= or =="),
         (lengths_differ, "differ in length"),
         (no_modes, "lack some of their attributes"),
         (invalid, "not a valid ONNX model"),

@@ -13,14 +13,23 @@ from converters.parity import _judge, _Tally
 from converters.probe_inputs import Coverage
 from converters.reference import Answers, Float32Effect
 from converters.report import KindResult, ParityReport, WorstRow
+from converters.table import Column
 from edge_runtime.contract.errors import ArtifactError
 from tests.parity.cases import classes_of, scaled_integers
 
 
-def wanted(labels, scores, accepted=None):
+def wanted(labels, scores, ties, accepted=None):
     array = np.asarray(scores, np.float64)
     kept = np.ones(len(array), np.bool_) if accepted is None else np.asarray(accepted)
-    return Answers(labels=np.asarray(labels, np.int64), scores=array, accepted=kept)
+    return Answers(
+        labels=np.asarray(labels, np.int64).reshape(len(array), -1),
+        scores=array,
+        accepted=kept,
+        ties=np.asarray(ties, np.bool_).reshape(len(array), -1),
+    )
+
+
+NUMBERS = tuple(Column(name, None, float("nan"), list) for name in ("rpm", "load"))
 
 
 @pytest.mark.parametrize(
@@ -55,13 +64,13 @@ def test_one_bad_score_of_a_row_is_enough():
 
 
 def test_a_tally_tells_labels_ties_and_refusals_apart():
-    tally = _Tally("random", ("a", "b"))
+    tally = _Tally("random", (("a", "b"),), NUMBERS)
     scores = [[0.4, 0.6], [0.5, 0.5], [0.7, 0.3], [np.nan, np.nan]]
     tally.add(
         np.arange(8, dtype=np.float32).reshape(4, 2),
         np.array([0, 1, 0, 1]),
         np.array([[0.4, 0.6], [0.5, 0.5], [0.71, 0.29], [9, 9]], np.float32),
-        wanted([1, 0, 0, -1], scores, [True, True, True, False]),
+        wanted([1, 0, 0, -1], scores, [False, True, False, True], [True, True, True, False]),
     )
     result = tally.result()
     assert (result.rows, result.refused, result.ties) == (3, 1, 1)
@@ -78,9 +87,43 @@ def test_a_tally_tells_labels_ties_and_refusals_apart():
 
 
 def test_scores_of_another_shape_are_refused():
-    tally = _Tally("random", ())
+    tally = _Tally("random", (), NUMBERS)
     with pytest.raises(ArtifactError, match=r"\(1, 2\), the pipeline's \(1, 1\)"):
-        tally.add(np.zeros((1, 1), np.float32), None, np.zeros((1, 2), np.float32), wanted([0], [[0.0]]))
+        tally.add(
+            np.zeros((1, 1), np.float32), None, np.zeros((1, 2), np.float32), wanted([0], [[0.0]], [False])
+        )
+
+
+def test_each_output_is_judged_by_its_own_ties_and_shown_in_its_own_labels():
+    tally = _Tally("random", (("a", "b"), (10, 20)), NUMBERS)
+    scores = [[0.5, 0.5, 0.1, 0.9]] * 3
+    tally.add(
+        np.zeros((3, 2), np.float32),
+        np.array([[1, 1], [0, 0], [1, 0]]),
+        np.array(scores, np.float32),
+        wanted([[0, 1]] * 3, scores, [[True, False]] * 3),
+    )
+    result = tally.result()
+    assert (result.label_mismatches, result.score_mismatches, result.ties) == (2, 0, 3)
+    shown = {row.label for row in tally.worst if row.label_differs}
+    assert shown == {"['a', 10]", "['b', 10]"}
+    assert {row.expected_label for row in tally.worst} == {"['a', 20]"}
+
+
+def test_a_worst_row_shows_categories_as_a_person_knows_them():
+    nan = float("nan")
+    columns = (NUMBERS[0], Column("gait", ("walk", "run"), None, list))
+    tally = _Tally("category", (), columns)
+    tally.add(
+        np.array([[1.5, 1.0], [2.5, -1.0], [3.5, nan]], np.float32),
+        None,
+        np.array([[0.3], [0.2], [0.1]], np.float32),
+        wanted([0, 0, 0], [[0.0]] * 3, [False] * 3),
+    )
+    values = [row.values for row in tally.worst]
+    assert values[:2] == [(1.5, "run"), (2.5, "(a value not seen in training)")]
+    assert values[2][0] == 3.5
+    assert values[2][1] != values[2][1]
 
 
 def report(**changes):
@@ -117,6 +160,8 @@ def report(**changes):
         worst_rows=(row, replace(row, kind="random")),
         features=("rpm", "<script>"),
         tolerance=1e-5,
+        remedies=("float64 input: <i>x0</i>",),
+        notes=("12 training rows",),
         coverage=Coverage(splits=7, distinct=5, reached=6, decisive=4, by_offset=((0, 7), (1, 6))),
         float32=Float32Effect(rows=99, labels_changed=1, scores_changed=2, max_change=0.5),
     )
@@ -155,6 +200,8 @@ def test_json_is_strict_and_complete():
         "by_offset": {"+0": 7, "+1": 6},
     }
     assert document["float32"]["labels_changed"] == 1
+    assert document["remedies"] == ["float64 input: <i>x0</i>"]
+    assert document["notes"] == ["12 training rows"]
     assert json.loads(report(coverage=None, float32=None).to_json())["splits"] is None
 
 
@@ -167,6 +214,7 @@ def test_a_certificate_is_short_rounded_and_without_real_rows():
     assert kinds["threshold"]["max_abs_error"] == 1.23e-7
     assert [row["kind"] for row in worst] == ["random"]
     assert "features" not in certificate
+    assert certificate["remedies"] == ["float64 input: <i>x0</i>"]
 
 
 class Page(HTMLParser):
@@ -189,7 +237,7 @@ def test_the_page_shows_the_figures_and_escapes_names(made, verdict, tmp_path):
     page = Page()
     page.feed((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
-    assert "b" not in page.tags
+    assert not {"b", "i"} & set(page.tags)
     text = " ".join(page.text)
     for wanted_text in (
         verdict,
@@ -198,6 +246,8 @@ def test_the_page_shows_the_figures_and_escapes_names(made, verdict, tmp_path):
         "7 with 5 distinct thresholds",
         "6, 4 of them decisively",
         "rpm",
+        "float64 input: <i>x0</i>",
+        "12 training rows",
     ):
         assert wanted_text in text
     assert page.tags.count("table") == 3

@@ -1,37 +1,28 @@
 """Training rows: arrays, data frames, and what is wrong with them."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from converters import convert
 from converters.signature import read as read_pipeline
-from converters.table import read, spread, training_digest
+from converters.table import STRANGERS, read, spread, training_digest
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from tests.parity.cases import classes_of, scaled_integers
 
 NAMES = ("temp", "rpm", "volt", "x y", "ß")
 
 
-class Frame:
-    """The little of a data frame that is used: names, columns by name, and the whole as an array."""
-
-    def __init__(self, columns):
-        self._columns = columns
-        self.columns = list(columns)
-
-    def __getitem__(self, name):
-        return self._columns[name]
-
-    def __array__(self, dtype=None, copy=None):
-        return np.stack(list(self._columns.values()), axis=1).astype(dtype or np.float64)
-
-
 def frame(X, names=NAMES):
-    return Frame({name: X[:, j] for j, name in enumerate(names)})
+    return pd.DataFrame(X, columns=list(names))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +43,27 @@ def linear(X):
 def test_an_array_gets_names(forest, X):
     table = read(forest, X.tolist())
     assert table.names == ("x0", "x1", "x2", "x3", "x4")
-    assert table.rows.dtype == np.float32
-    assert not table.missing.any()
-    np.testing.assert_array_equal(table.rows, X.astype(np.float32))
+    assert table.vocabularies == ()
+    assert not table.coded.any()
+    assert table.assemble is None
+    np.testing.assert_array_equal(table.wide, X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_are_what_a_device_sends(forest, X, dtype):
+    third = X / 3
+    rows = read(forest, np.asfortranarray(third)).rows(dtype)
+    assert rows.dtype == dtype
+    assert rows.flags.c_contiguous
+    np.testing.assert_array_equal(rows, third.astype(dtype))
+
+
+def test_numbers_are_restored_widened(forest, X):
+    table = read(forest, X)
+    rows = (X / 3).astype(np.float32)
+    restored = table.restore(rows)
+    assert restored.dtype == np.float64
+    np.testing.assert_array_equal(restored, rows.astype(np.float64))
 
 
 def test_a_frame_keeps_its_names(forest, X):
@@ -63,21 +72,29 @@ def test_a_frame_keeps_its_names(forest, X):
 
 def test_a_pipeline_fitted_on_a_frame_is_proven_without_warnings(X, tmp_path):
     pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(
-        X, classes_of(X, 2)
+        frame(X), classes_of(X, 2)
     )
-    pipeline[0].feature_names_in_ = np.array(NAMES, dtype=object)
     artifact = convert(pipeline, frame(X), tmp_path / "m.onnx", probes=500)
     assert tuple(feature.name for feature in artifact.manifest.features) == NAMES
     assert convert(pipeline, X, tmp_path / "n.onnx", probes=500).digest == artifact.digest
 
 
-def test_a_real_data_frame(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    X = pandas.DataFrame(scaled_integers(80), columns=list(NAMES))
+def test_truth_values_are_numbers(tmp_path):
+    X = frame(scaled_integers(80))
     X["ß"] = X["ß"] > 0
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, classes_of(X.to_numpy(float), 2))
-    artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500)
-    assert tuple(feature.name for feature in artifact.manifest.features) == NAMES
+    table = read(read_pipeline(pipeline), X)
+    assert table.vocabularies == ()
+    assert set(table.wide[:, 4].tolist()) == {0.0, 1.0}
+    assert convert(pipeline, X, tmp_path / "m.onnx", probes=500).report.passed
+
+
+def test_an_array_for_a_pipeline_that_selects_by_name_becomes_a_frame(X):
+    pipeline = make_pipeline(
+        make_column_transformer((StandardScaler(), ["temp", "volt"])), LogisticRegression()
+    ).fit(frame(X), classes_of(X, 2))
+    restored = read(read_pipeline(pipeline), X).restore(X[:3])
+    pd.testing.assert_frame_equal(restored, frame(X[:3]))
 
 
 def test_other_columns_than_in_training_are_refused(X):
@@ -99,12 +116,172 @@ def test_names_must_differ(X):
         read(read_pipeline(pipeline), X)
 
 
-def test_text_columns_are_named(forest, X):
-    columns = {name: X[:, j] for j, name in enumerate(NAMES)} | {"volt": np.array(["high"] * len(X))}
-    with pytest.raises(UnsupportedPipeline, match="column 'volt' is not numeric"):
-        read(forest, Frame(columns))
-    with pytest.raises(UnsupportedPipeline, match="not a table of numbers"):
-        read(forest, [["a", "b", "c", "d", "e"]])
+# --- columns of categories -----------------------------------------------------------------------------------------
+
+COLORS = ["red", "blue", "blue", "green", None, "blue", "red", "blue"]
+SIZES = [1.0, 2.0, np.nan, 4.0, 5.0, 6.0, 7.0, 8.0]
+TARGET = [0, 1, 1, 0, 1, 0, 1, 0]
+
+
+def encoded(rows, columns, encoder=None):
+    """A pipeline that encodes the named columns of ``rows``, or those at the given places."""
+    steps = (
+        make_pipeline(SimpleImputer(missing_values=None, strategy="constant", fill_value="?"), encoder)
+        if encoder
+        else None
+    )
+    chosen = steps or OneHotEncoder(handle_unknown="ignore")
+    transformer = make_column_transformer((chosen, columns), remainder=SimpleImputer())
+    return read_pipeline(make_pipeline(transformer, LogisticRegression()).fit(rows, TARGET))
+
+
+def objects(color=None, size=None):
+    table = np.empty((8, 2), object)
+    table[:, 0] = COLORS if color is None else color
+    table[:, 1] = SIZES if size is None else size
+    return table
+
+
+def test_text_in_an_object_array_becomes_codes_by_how_often_it_occurs():
+    rows = objects()
+    table = read(encoded(rows, [0]), rows)
+    assert table.vocabularies == (("blue", "red", "green"), None)
+    assert table.coded.tolist() == [True, False]
+    np.testing.assert_array_equal(table.wide[:, 0], [1, 0, 0, 2, np.nan, 0, 1, 0])
+    np.testing.assert_array_equal(table.wide[:, 1], SIZES)
+    restored = table.restore(table.rows("float32"))
+    assert restored.dtype == object
+    assert restored[:, 0].tolist() == COLORS
+    np.testing.assert_array_equal(restored[:, 1].astype(float), SIZES)
+
+
+def test_equally_frequent_values_are_in_order_of_their_text():
+    rows = objects(["b", "a", "c", "d", "d", "a", "b", "c"])
+    assert read(encoded(rows, [0]), rows).vocabularies[0] == ("a", "b", "c", "d")
+
+
+def test_an_array_of_text_is_one_of_objects():
+    rows = np.array([["a", "x"], ["b", "x"]] * 4)
+    table = read(encoded(rows, [0, 1]), rows)
+    assert table.vocabularies == (("a", "b"), ("x",))
+    assert table.restore(table.wide).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_what_was_missing_is_restored_as_it_was(missing):
+    rows = objects([missing if color is None else color for color in COLORS])
+    table = read(encoded(rows, [0]), rows)
+    assert table.columns[0].missing is missing
+    [found] = table.restore(np.array([[np.nan, np.nan]]))[:, 0]
+    assert found is missing
+
+
+def test_two_kinds_of_missing_values_in_one_column_are_refused():
+    signature = encoded(objects(), [0])
+    mixed = objects([None, math.nan, *COLORS[2:]])
+    with pytest.raises(
+        UnsupportedPipeline,
+        match=r"column 'x0' holds several kinds of missing values \(NoneType, float\); use one",
+    ):
+        read(signature, mixed)
+
+
+def test_none_among_numbers_is_nan():
+    rows = objects(size=[1, 2, None, 4, 5, 6, 7, np.float32(8)])
+    table = read(encoded(objects(), [0]), rows)
+    assert table.vocabularies[1] is None
+    np.testing.assert_array_equal(table.wide[:, 1], SIZES)
+
+
+def test_what_is_neither_number_nor_text_is_named():
+    signature = encoded(objects(), [0])
+    with pytest.raises(UnsupportedPipeline, match="column 'x1' holds a list; turn it into numbers or text"):
+        read(signature, objects(size=[[1], *SIZES[1:]]))
+
+
+def test_unseen_codes_are_restored_as_strangers():
+    rows = objects(["", "nan", *COLORS[2:]])
+    table = read(encoded(rows, [0]), rows)
+    unseen = np.full((200, 2), -1.0)
+    found = table.restore(unseen)[:, 0].tolist()
+    assert set(found) == set(STRANGERS) - {"", "nan"}
+    assert table.restore(unseen)[:, 0].tolist() == found
+    assert table.restore(unseen, seed=1)[:, 0].tolist() != found
+
+
+def test_the_encoders_know_more_than_the_rows():
+    rows = objects(["a", "b", "b", "a", None, "b", "a", "b"])
+    known = OrdinalEncoder(categories=[["z", "?", "b", "a"]])
+    assert read(encoded(rows, [0], known), rows).vocabularies == (("b", "a", "?", "z"), None)
+
+
+def test_fixed_vocabularies_decide_the_codes():
+    rows = objects()
+    fixed = (("green", "violet", "red"), None)
+    table = read(encoded(rows, [0]), rows, vocabularies=fixed)
+    assert table.vocabularies == fixed
+    np.testing.assert_array_equal(table.wide[:, 0], [2, -1, -1, 0, np.nan, -1, 2, -1])
+
+
+def test_numbers_under_a_fixed_vocabulary_are_codes():
+    rows = objects([3, 1, 1, 2, None, 1, 3, 9])
+    table = read(encoded(rows, [0]), rows, vocabularies=((1, 2, 3), None))
+    np.testing.assert_array_equal(table.wide[:, 0], [2, 0, 0, 1, np.nan, 0, 2, -1])
+
+
+@pytest.mark.parametrize("dtype", ["str", "object", "category", "string"])
+def test_a_text_column_of_a_frame_is_restored_in_its_dtype(dtype):
+    X = pd.DataFrame({"color": pd.Series(COLORS, dtype=dtype), "size": SIZES})
+    fitted = X.assign(color=X["color"].astype(object).fillna("none"))
+    table = read(encoded(fitted, ["color"]), X, vocabularies=(("blue", "red", "green"), None))
+    np.testing.assert_array_equal(table.wide[:, 0], [1, 0, 0, 2, np.nan, 0, 1, 0])
+    pd.testing.assert_frame_equal(table.restore(table.wide), X)
+
+
+def test_a_pandas_categorical_of_numbers_is_one_of_categories():
+    sizes = pd.Series(
+        pd.Categorical([10, 20, 20, 10, 20, 20, None, 20], categories=[30, 20, 10], ordered=True)
+    )
+    X = pd.DataFrame({"color": ["r", "b"] * 4, "size": sizes})
+    pipeline = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(X, TARGET)
+    table = read(read_pipeline(pipeline), X)
+    assert (table.vocabularies[1] or ())[:2] == (20, 10)
+    pd.testing.assert_frame_equal(table.restore(table.wide), X)
+
+
+def test_strangers_to_a_pandas_categorical_are_no_missing_values():
+    X = pd.DataFrame({"color": pd.Categorical(COLORS), "size": SIZES})
+    table = read(encoded(X, ["color"]), X)
+    restored = table.restore(np.array([[-1.0, 1.0], [np.nan, 2.0], [0.0, 3.0]]))["color"]
+    assert restored.isna().tolist() == [False, True, False]
+    assert restored[0] in STRANGERS
+    assert restored[2] == "blue"
+    assert restored.cat.categories.tolist() == ["blue", "green", "red", restored[0]]
+
+
+def test_a_frame_with_categories_is_converted(tmp_path):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(
+        {
+            "color": pd.Categorical(rng.choice(["red", "blue", "green"], 120)),
+            "site": rng.choice(["north", "south"], 120),
+            "size": rng.normal(size=120),
+        }
+    )
+    encoder = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["color", "site"]), remainder=StandardScaler()
+    )
+    y = (X["size"] + (X["color"] == "red") > 0.4).to_numpy()
+    artifact = convert(
+        make_pipeline(encoder, LogisticRegression()).fit(X, y), X, tmp_path / "m.onnx", probes=500
+    )
+    color, site, size = artifact.manifest.features
+    assert (color.kind, set(color.vocabulary), color.unseen) == ("category", {"red", "blue", "green"}, True)
+    assert (site.kind, set(site.vocabulary), site.unseen) == ("category", {"north", "south"}, True)
+    assert (size.kind, size.vocabulary) == ("number", ())
+
+
+# --- what is wrong with rows ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5,), (3, 4), (2, 5, 1)])
@@ -113,26 +290,24 @@ def test_shapes_that_do_not_fit(forest, shape):
         read(forest, np.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    ("value", "reason", "message"),
-    [
-        (np.inf, "non_finite", "column 'x3', row 7 is infinite"),
-        (1e300, "non_finite", "column 'x3', row 7 is too large for float32"),
-        (np.nan, "missing", "column 'x3', row 7 is NaN, and LogisticRegression takes no missing values"),
-    ],
-)
-def test_bad_values_are_pointed_at(linear, X, value, reason, message):
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.asarray, frame, lambda rows: rows.astype(object)])
+def test_infinite_values_are_pointed_at(linear, X, value, kind):
     rows = X.copy()
     rows[7, 3] = value
-    with pytest.raises(InputError, match=message) as caught:
-        read(linear, rows)
-    assert caught.value.reason == reason
+    with pytest.raises(
+        InputError, match=r"column '(x3|x y)', row 7 is infinite; drop or replace it"
+    ) as caught:
+        read(linear, kind(rows))
+    assert caught.value.reason == "non_finite"
 
 
-def test_missing_values_are_declared_by_column(forest, X):
+def test_what_float32_cannot_hold_is_left_to_float64(linear, X):
     rows = X.copy()
-    rows[7, 3] = np.nan
-    assert read(forest, rows).missing.tolist() == [False, False, False, True, False]
+    rows[7, 3] = 1e300
+    table = read(linear, rows)
+    assert np.isinf(table.rows("float32")[7, 3])
+    assert table.rows("float64")[7, 3] == 1e300
 
 
 def test_the_training_digest_tells_data_apart_and_dtypes_together(forest, X):
@@ -155,6 +330,13 @@ def test_the_training_digest_tells_data_apart_and_dtypes_together(forest, X):
     )
     with pytest.raises(InputError, match="y has 3 values for 80 rows"):
         training_digest(table, [0, 1, 0])
+
+
+def test_the_training_digest_tells_vocabularies_apart():
+    rows, other = objects(), objects(["rot" if color == "red" else color for color in COLORS])
+    tables = [read(encoded(each, [0]), each) for each in (rows, other)]
+    np.testing.assert_array_equal(tables[0].wide, tables[1].wide)
+    assert training_digest(tables[0], None) != training_digest(tables[1], None)
 
 
 def test_the_spread_of_a_column_without_values_is_zero():
