@@ -38,7 +38,7 @@ def fallback(g: Lowering, fitted: Any, method: str, x: Value) -> Value:
     """
     if x.coded:
         raise g.refuse(
-            fitted, "cannot be converted for columns of categories", "encode them first, with OneHotEncoder"
+            fitted, "cannot be converted for columns of text", "encode categories first, with OneHotEncoder"
         )
     if method not in _OUTPUTS:
         raise g.refuse(fitted, f"has no {method} that can be converted", "see docs/reference/coverage.md")

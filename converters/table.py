@@ -111,6 +111,8 @@ def read(signature: Signature, X: Any, *, vocabularies: tuple[tuple[Label, ...] 
             pipeline's.
         InputError: the shape is wrong, or a value is infinite or too large for float64.
     """
+    if hasattr(X, "toarray"):
+        raise UnsupportedPipeline("X is a sparse matrix, and devices send dense rows; pass X.toarray()")
     if not hasattr(X, "columns"):
         X = np.asarray(X)
         if X.dtype.kind in "US":

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -342,3 +343,9 @@ def test_the_training_digest_tells_vocabularies_apart():
 def test_the_spread_of_a_column_without_values_is_zero():
     rows = np.array([[1.0, np.nan, 2.0], [3.0, np.nan, np.inf]])
     assert spread(rows).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_sparse_matrix_is_refused_with_a_remedy(X):
+    pipeline = LogisticRegression().fit(X, classes_of(X, 2))
+    with pytest.raises(UnsupportedPipeline, match=r"sparse matrix.*pass X\.toarray\(\)"):
+        read(read_pipeline(pipeline), csr_matrix(X))
