@@ -35,13 +35,13 @@ def on_trial(budget: Budget, incumbent: LatencyHistogram) -> Budget:
     The probe holds a model to the budget itself, in a quiet loop. Serving, the same model spends several times as much:
     others empty the caches between two rows (on 2 cores with 20 processes a forest's p99 went from 15 to 115 us of CPU
     time). So a trial is held to twice what the incumbent needs for rows in between, or the budget where that is more;
-    to `COLD_FACTOR` times the budget while there is no incumbent to compare with.
+    to `COLD_FACTOR` times the budget, if that is more, while there are few such rows or none.
     """
     limit = budget.predict_p99_ns
-    if limit and incumbent.count >= MIN_COMPARED:
-        limit = max(limit, int(COMPARED_FACTOR * incumbent.quantile_ns(0.99)))
-    elif limit:
+    if limit and incumbent.count < MIN_COMPARED:
         limit *= COLD_FACTOR
+    if limit and incumbent.count:
+        limit = max(limit, int(COMPARED_FACTOR * incumbent.quantile_ns(0.99)))
     return replace(budget, predict_p99_ns=limit)
 
 

@@ -58,8 +58,11 @@ def test_delays_of_a_fleet_are_spread_over_the_whole_range():
 
 def test_a_trial_is_held_to_the_incumbent_where_there_is_one():
     budget = Budget(predict_p99_ns=1000, rss_bytes=7)
-    few, enough = cpu(MIN_COMPARED - 1, 50_000), cpu(MIN_COMPARED, 50_000)
-    assert on_trial(budget, few) == Budget(predict_p99_ns=COLD_FACTOR * 1000, rss_bytes=7)
+    few, enough = cpu(MIN_COMPARED - 1, 10), cpu(MIN_COMPARED, 50_000)
+    for cold in (few, cpu(0, 10)):
+        assert on_trial(budget, cold) == Budget(predict_p99_ns=COLD_FACTOR * 1000, rss_bytes=7)
+    slow = on_trial(budget, cpu(MIN_COMPARED - 1, 50_000))
+    assert slow.predict_p99_ns == pytest.approx(COMPARED_FACTOR * 50_000, rel=0.1)
     assert on_trial(budget, enough).predict_p99_ns == pytest.approx(COMPARED_FACTOR * 50_000, rel=0.1)
     assert on_trial(budget, cpu(MIN_COMPARED, 10)).predict_p99_ns == 1000
     assert on_trial(Budget(), enough) == Budget()
