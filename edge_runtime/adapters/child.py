@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -111,3 +112,20 @@ class Child:
     def _put(self, line: dict[str, Any]) -> None:
         self._lines.put(line)
         self._wake()
+
+
+def end_with_reader() -> None:
+    """For the child: ends it, and every process of its group that it leads, as soon as nobody can read its stdout.
+
+    A daemon that is killed cannot end its child, which would hold the update lock for as long as its deadline allows.
+    """
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # POLLERR and POLLHUP are always told
+        poll.poll()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -79,6 +79,11 @@ def reached(device: Device, phase: str, new: str) -> bool:
     return bool(device.seen(phase) or device.seen("update_progress", phase=phase, digest=new))
 
 
+def missed(device: Device, phase: str) -> str:
+    """Everything this start has said, for a failure to show why ``phase`` never came."""
+    return f"{phase} of {device.name}, start {device.starts}:\n{device.text}"
+
+
 def torment(device: Device, old: str, new: str) -> list[str]:
     """Kills one daemon again and again while it updates; returns what each kill has hit.
 
@@ -87,7 +92,7 @@ def torment(device: Device, old: str, new: str) -> list[str]:
     rng = random.Random(f"{SEED}-{device.name}")
     hit = []
     for phase, longest_seconds in KILLS:
-        wait_for(partial(reached, device, phase, new), f"{phase} of {device.name}")
+        wait_for(partial(reached, device, phase, new), partial(missed, device, phase))
         time.sleep(rng.uniform(0.0, longest_seconds))
         device.kill()
         state = device.check_state()
@@ -144,6 +149,9 @@ def test_whatever_is_killed_devices_serve_the_fleet_converges_and_every_window_c
             loop.mosquitto.kill()
             time.sleep(0.5)
             loop.mosquitto.start()
+            failures = [e for torment in torments if (e := torment.exception()) is not None]
+            if failures:  # the first one told may only follow from another
+                raise BaseExceptionGroup("tormented devices", failures)
             hits = [torment.result() for torment in torments]
             loop.wait_serving(new)
         finally:

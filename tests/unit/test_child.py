@@ -3,9 +3,11 @@
 import json
 import os
 import select
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +164,35 @@ time.sleep(600)
     running.child.kill()
     assert running.lines()[-1]["exit"] == -9  # it held the same stdout: the end comes when both are gone
     assert ended(pid)
+
+
+def test_a_child_and_its_children_end_with_the_daemon_that_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "child_under_test.py").write_text("""
+import json, subprocess, sys, time
+from edge_runtime.adapters.child import end_with_reader
+end_with_reader()
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+print(json.dumps({"grandchild": other.pid}), flush=True)
+time.sleep(600)
+""")
+    (tmp_path / "daemon_under_test.py").write_text("""
+import threading
+from edge_runtime.adapters.child import Child
+woken = threading.Semaphore(0)
+child = Child("child_under_test", {}, wake=woken.release, deadline_seconds=600.0)
+woken.acquire()
+print(child._process.pid, child.poll()["grandchild"], flush=True)
+woken.acquire()
+""")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(Path.cwd()))))
+    with subprocess.Popen([sys.executable, "-m", "daemon_under_test"], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        pids = [int(word) for word in daemon.stdout.readline().split()]
+        handles = [os.pidfd_open(pid) for pid in pids]
+        daemon.kill()
+    for handle in handles:
+        assert select.select([handle], [], [], PATIENCE_SECONDS)[0], "a process outlived its daemon"
+        os.close(handle)
 
 
 def test_a_grandchild_that_outlives_the_child_is_ended_by_the_deadline(run):
