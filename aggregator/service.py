@@ -242,7 +242,7 @@ class Service:
         self._settle_presence(now_ns)
         for request in self._ledger.pending():
             candidate = core.candidate_of(request)
-            info = self._registry.info(candidate) if candidate is not None else None
+            info = self._registry.info(candidate, now=True) if candidate is not None else None
             artifact = info.manifest.name if info is not None else None
             self._decide(core.RequestSeen(request, artifact), now_ns)
         evidence = {ask.rollout: self._evidence(ask) for ask in self._coordinator.asks}

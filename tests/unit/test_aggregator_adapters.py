@@ -1,6 +1,7 @@
 """Registry, signer, and the hook that makes a better model."""
 
 import json
+import os
 import sys
 import threading
 
@@ -51,6 +52,25 @@ def test_a_new_artifact_is_found_but_the_tree_is_not_walked_for_every_question(t
     assert registry.info(digest) is None
     clock.now += RESCAN_SECONDS
     assert registry.info(digest) is not None
+
+
+def test_what_was_published_a_moment_ago_is_found_for_an_operator(tmp_path):
+    registry = Registry(tmp_path, clock=Clock())
+    assert registry.info(A) is None
+    _, digest = publish_artifact(tmp_path)
+    assert registry.info(digest, now=True) is not None
+
+
+def test_a_file_that_was_half_copied_is_read_again_when_it_is_whole(tmp_path):
+    registry = Registry(tmp_path, clock=Clock())
+    _, digest = publish_artifact(tmp_path)
+    (path,) = tmp_path.rglob(f"*{digest}.onnx")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    os.utime(path, ns=(1, 1))
+    assert registry.info(digest, now=True) is None
+    path.write_bytes(whole)
+    assert registry.info(digest, now=True) is not None
 
 
 def test_an_unsound_file_is_named_once_and_ignored(tmp_path, caplog):
