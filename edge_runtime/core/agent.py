@@ -26,7 +26,7 @@ from edge_runtime.contract.messages import (
 from edge_runtime.contract.release import Release, from_payload
 from edge_runtime.core import lifecycle
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.core.budget import Budget, breaches, on_trial
+from edge_runtime.core.budget import Budget, breaches, on_trial, surest_p99_ns
 from edge_runtime.core.events import (
     Action,
     AgentEvent,
@@ -428,7 +428,7 @@ class Agent:
         problems = [f"{event.failed} predictions failed in the engine"] if event.failed else []
         if judged:
             allowed = on_trial(self._budget, event.incumbent_cpu)
-            p99_ns = trial.cpu.quantile_ns(0.99)
+            p99_ns = surest_p99_ns(trial.cpu)
             problems += breaches(allowed, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
         if problems:
             return self._roll_back("; ".join(problems), trial.digest, wall_ns)

@@ -1,5 +1,6 @@
 """Whether what a model costs lies within what was declared."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -8,6 +9,8 @@ from edge_runtime.contract.latency import LatencyHistogram
 MIN_COMPARED: Final = 50
 COMPARED_FACTOR: Final = 2.0
 COLD_FACTOR: Final = 8
+CHANCE: Final = 1e-6
+"""How likely rows of a model inside its limit may look too slow; small, for a trial is judged again with every row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,26 @@ def on_trial(budget: Budget, incumbent: LatencyHistogram) -> Budget:
     if limit and incumbent.count:
         limit = max(limit, int(COMPARED_FACTOR * incumbent.quantile_ns(0.99)))
     return replace(budget, predict_p99_ns=limit)
+
+
+def surest_p99_ns(times: LatencyHistogram) -> float:
+    """What the p99 behind ``times`` lies above, wrong with a chance of at most `CHANCE`; NaN below 3 rows.
+
+    The p99 of a few rows is their slowest one, which says more about what else the device did than about the model.
+    The k-th slowest of n bounds the p99 from below where k rows in the slowest hundredth would be that unlikely, by
+    Hoeffding's bound on a binomial tail (Probability inequalities for sums of bounded random variables, 1963,
+    theorem 1).
+    """
+    n = times.count
+    for k in range(n // 100 + 1, n + 1):
+        if n * _divergence(k / n, 0.01) >= -math.log(CHANCE):
+            return times.quantile_ns((n - k + 0.5) / n)
+    return float("nan")
+
+
+def _divergence(a: float, b: float) -> float:
+    """Kullback and Leibler's, of a coin of chance ``a`` from one of chance ``b``, in nats."""
+    return sum(x * math.log(x / y) for x, y in ((a, b), (1.0 - a, 1.0 - b)) if x)
 
 
 def breaches(budget: Budget, *, predict_p99_ns: float, rss_bytes: int) -> list[str]:

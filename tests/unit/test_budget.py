@@ -2,12 +2,22 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.contract.latency import observe_ns
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.core.budget import COLD_FACTOR, COMPARED_FACTOR, MIN_COMPARED, Budget, breaches, on_trial
+from edge_runtime.core.budget import (
+    COLD_FACTOR,
+    COMPARED_FACTOR,
+    MIN_COMPARED,
+    Budget,
+    breaches,
+    on_trial,
+    surest_p99_ns,
+)
 from tests.support.device import cpu
 
 
@@ -66,3 +76,24 @@ def test_a_trial_is_held_to_the_incumbent_where_there_is_one():
     assert on_trial(budget, enough).predict_p99_ns == pytest.approx(COMPARED_FACTOR * 50_000, rel=0.1)
     assert on_trial(budget, cpu(MIN_COMPARED, 10)).predict_p99_ns == 1000
     assert on_trial(Budget(), enough) == Budget()
+
+
+@pytest.mark.parametrize(("rows", "allowed"), [(50, 6), (200, 12), (20_000, 270)])
+def test_a_few_slow_rows_are_the_devices_many_are_the_models(rows, allowed):
+    times = np.full(rows, 10_000)
+    times[:allowed] = 400_000
+    assert surest_p99_ns(observe_ns(times)) < 11_000
+    times[: 2 * allowed] = 400_000
+    assert surest_p99_ns(observe_ns(times)) > 380_000
+
+
+def test_three_slow_rows_of_three_are_enough_and_two_are_not():
+    assert np.isnan(surest_p99_ns(cpu(2, 400_000)))
+    assert surest_p99_ns(cpu(3, 400_000)) == pytest.approx(400_000, rel=0.05)
+
+
+@given(rows=st.integers(3, 3000), seed=st.integers(0, 2**32 - 1))
+def test_the_surest_p99_lies_between_the_median_and_the_p99_that_was_seen(rows, seed):
+    times = observe_ns(np.random.default_rng(seed).integers(1, 10**6, rows))
+    assert surest_p99_ns(times) <= times.quantile_ns(0.99)
+    assert rows < 40 or surest_p99_ns(times) >= times.quantile_ns(0.5)
