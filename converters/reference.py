@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline
 from converters.signature import Signature, by_position, final
 from converters.table import InputDtype, Rows, Table, spread
 from edge_runtime.contract.errors import UnsupportedPipeline
-from edge_runtime.contract.manifest import TOLERANCE, agrees, ties
+from edge_runtime.contract.manifest import TOLERANCE, Label, agrees, undecided
 
 CHUNK: Final = 4096
 """Rows per call: large enough to hide what a call costs, small enough to stay in the cache."""
@@ -172,30 +172,30 @@ def _distances(pipeline: Any, X: Any) -> NDArray[np.float64]:
 
 
 def ties_of(signature: Signature, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n, L) bool: whether the decision behind each label lies within the tolerance of falling otherwise."""
-    outputs = max(1, len(signature.labels))
-    n, width = scores.shape
-    if not signature.labels or signature.score == "predict":
-        return np.zeros((n, outputs), np.bool_)
+    """(n, L) bool: whether the decision behind each label lies within the tolerance of falling otherwise.
+
+    So it does where the pipeline's own scores (n, C) are NaN.
+    """
+    if not signature.labels:
+        return np.zeros((len(scores), 1), np.bool_)
     last = final(signature.pipeline)
     if isinstance(last, FixedThresholdClassifier | TunedThresholdClassifierCV):
-        threshold: Any = getattr(last, "best_threshold_", getattr(last, "threshold", None))
-        limit = (0.5 if width == 2 else 0.0) if isinstance(threshold, str) else float(threshold)
-        column = scores[:, -1:]
-        return np.asarray(np.minimum(np.abs(column - limit), np.abs(1 - column - limit)) <= TOLERANCE)
-    if outputs == 1:
-        return _close(scores)[:, None]
-    sizes = [len(labels) for labels in signature.labels]
-    if width == sum(sizes):
-        blocks = np.split(scores, np.cumsum(sizes)[:-1], axis=1)
-        return np.stack([_close(block) for block in blocks], axis=1)
-    middle = 0.5 if signature.score == "predict_proba" else 0.0
-    return np.asarray(np.abs(scores[:, :outputs] - middle) <= TOLERANCE)
+        found = _at_threshold(last, signature.single, scores)
+    else:
+        found = undecided(signature.score, signature.labels, scores)
+    return found | np.isnan(scores).any(axis=1, keepdims=True)
 
 
-def _close(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) where either label is right; so it is where the pipeline's own scores are NaN."""
-    return ties(scores, signed=True) | np.isnan(scores).any(axis=1)
+def _at_threshold(last: Any, labels: tuple[Label, ...], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n, 1) where the positive class's score lies at the threshold that chooses the label."""
+    probabilities = scores.shape[1] == 2
+    if probabilities and last.response_method == "decision_function":
+        return np.zeros((len(scores), 1), np.bool_)  # the label goes by a score that is not here
+    threshold: Any = getattr(last, "best_threshold_", getattr(last, "threshold", None))
+    limit = (0.5 if probabilities else 0.0) if isinstance(threshold, str) else float(threshold)
+    first = getattr(last, "pos_label", None) == labels[0]
+    column = scores[:, [0 if first else 1]] if probabilities else -scores if first else scores
+    return np.asarray(np.abs(column - limit) <= TOLERANCE)
 
 
 def accepted_values(signature: Signature, table: Table, rows: Rows) -> Acceptance:

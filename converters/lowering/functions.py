@@ -225,8 +225,14 @@ def _finite(g: Lowering, x: Value) -> Value:
     return g.unary("Not", g.binary("Or", g.unary("IsNaN", x), g.unary("IsInf", x)))
 
 
-def _expit(g: Lowering, x: Value) -> Value:
+def expit(g: Lowering, x: Value) -> Value:
+    """The logistic function as `scipy.special.expit` computes it; ONNX Runtime's Sigmoid is 0 below about -37."""
     return g.unary("Reciprocal", g.add(g.unary("Exp", g.unary("Neg", x)), 1.0))
+
+
+def clipped(g: Lowering, x: Value, low: float, high: float) -> Value:
+    """As `numpy.clip`: NaN stays NaN."""
+    return g.where(g.binary("Less", x, low), low, g.where(g.binary("Greater", x, high), high, x))
 
 
 def _unary(kind: str) -> Elementwise:
@@ -256,7 +262,7 @@ _RISING: Final[dict[np.ufunc, Elementwise]] = {
     np.sinh: _sinh,
     np.tanh: _unary("Tanh"),
     np.trunc: _trunc,
-    special.expit: _expit,
+    special.expit: expit,
 }
 """Never decreasing, and defined for every number."""
 _FUNCTIONS: Final[dict[np.ufunc, Elementwise]] = {

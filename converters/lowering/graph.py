@@ -203,10 +203,6 @@ class Lowering:
                 "use a step with a rule in converters/lowering",
             )
 
-    def has(self, fitted: Any, method: str) -> bool:
-        """Whether there is a rule for ``fitted.method``."""
-        return (type(fitted), method) in self.rules
-
     @contextmanager
     def inside(self, step: str) -> Iterator[None]:
         """Adds ``step`` to the path that errors show."""

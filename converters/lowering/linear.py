@@ -55,6 +55,7 @@ from sklearn.linear_model import (
 )
 from sklearn.svm import LinearSVC, LinearSVR
 
+from converters.lowering.functions import clipped, expit
 from converters.lowering.graph import Lowering, Value, Wide
 from converters.lowering.rules import rule
 
@@ -123,21 +124,11 @@ def sign_index(g: Lowering, decision: Value) -> Value:
     return g.cast(g.vector(g.binary("Greater", decision, 0.0)), "int64")
 
 
-def expit(g: Lowering, z: Value) -> Value:
-    """The logistic function as `scipy.special.expit` computes it; ONNX Runtime's Sigmoid is 0 below about -37."""
-    return g.div(1.0, g.add(g.unary("Exp", g.unary("Neg", z)), 1.0))
-
-
 def shares(g: Lowering, weights: Value) -> Value:
     """Rows (n, C) divided by their sums; rows of zeros become uniform, as in scikit-learn's one-vs-rest."""
     total = g.reduce("Sum", weights)
     empty = g.binary("Equal", total, 0.0)
     return g.where(empty, 1.0 / weights.width, g.div(weights, g.where(empty, 1.0, total)))
-
-
-def clipped(g: Lowering, x: Value, low: float, high: float) -> Value:
-    """As `numpy.clip`: NaN stays NaN."""
-    return g.where(g.binary("Less", x, low), low, g.where(g.binary("Greater", x, high), high, x))
 
 
 def two_sided(g: Lowering, decision: Value) -> Value:

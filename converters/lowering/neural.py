@@ -7,8 +7,9 @@ from typing import Any, Final
 import numpy as np
 from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 
+from converters.lowering.functions import expit
 from converters.lowering.graph import Lowering, Value
-from converters.lowering.linear import affine, expit
+from converters.lowering.linear import affine
 from converters.lowering.rules import rule
 
 _OPERATORS: Final = {"exp": "Exp", "tanh": "Tanh", "relu": "Relu"}

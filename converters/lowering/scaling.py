@@ -19,6 +19,7 @@ from sklearn.preprocessing import (
 
 from converters.lowering import folding
 from converters.lowering.functions import (
+    clipped,
     count_at_most,
     expm1,
     inverse_normal,
@@ -60,7 +61,7 @@ def _max_abs(g: Lowering, fitted: MaxAbsScaler, x: Value) -> Value:
     made = _shifted(g, fitted, x, centre=None, scale=fitted.scale_)
     if not getattr(fitted, "clip", False):
         return made
-    return g.columnwise(x, _clipped(g, made, -1.0, 1.0), fitted.transform)
+    return g.columnwise(x, clipped(g, made, -1.0, 1.0), fitted.transform)
 
 
 @rule("transform", MinMaxScaler)
@@ -68,7 +69,7 @@ def _min_max(g: Lowering, fitted: MinMaxScaler, x: Value) -> Value:
     numbers_only(g, fitted, x)
     made = g.add(g.mul(x, fitted.scale_), fitted.min_)
     if fitted.clip:
-        return g.columnwise(x, _clipped(g, made, *fitted.feature_range), fitted.transform)
+        return g.columnwise(x, clipped(g, made, *fitted.feature_range), fitted.transform)
     return g.columnwise(x, made, fitted.transform, slope=fitted.scale_, offset=fitted.min_)
 
 
@@ -135,8 +136,8 @@ def _quantile(g: Lowering, fitted: QuantileTransformer, x: Value) -> Value:
     made = g.where(g.binary("Less", g.sub(x, _BOUND), lowest), 0.0, made)
     near_zero = _BOUND - np.spacing(1)
     low, high = stats.norm.ppf(near_zero), stats.norm.ppf(1 - near_zero)
-    inner = inverse_normal(g, _clipped(g, made, near_zero, 1 - near_zero))
-    return g.columnwise(x, _clipped(g, inner, float(low), float(high)), fitted.transform)
+    inner = inverse_normal(g, clipped(g, made, near_zero, 1 - near_zero))
+    return g.columnwise(x, clipped(g, inner, float(low), float(high)), fitted.transform)
 
 
 def _interpolated(g: Lowering, fitted: Any, x: Value, points: Wide, values: Wide) -> Value:
@@ -193,8 +194,3 @@ def _shifted(g: Lowering, fitted: Any, x: Value, *, centre: Any, scale: Any) -> 
     slope = np.ones(x.width) if scale is None else 1.0 / np.asarray(scale, np.float64)
     offset = np.zeros(x.width) if centre is None else -np.asarray(centre, np.float64) * slope
     return g.columnwise(x, made, fitted.transform, slope=slope, offset=offset)
-
-
-def _clipped(g: Lowering, x: Value, low: float, high: float) -> Value:
-    """Clipped as `numpy.clip`: NaN stays NaN."""
-    return g.where(g.binary("Less", x, low), low, g.where(g.binary("Greater", x, high), high, x))

@@ -7,7 +7,7 @@ reference profile, the parity certificate and the golden rows, each as JSON text
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -183,19 +183,27 @@ def ties(scores: NDArray[np.floating], *, signed: bool = False) -> NDArray[np.bo
 
 
 def unsure(manifest: Manifest, scores: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Whether either label is right, by `ties` of the scores (n, C): (n,), or (n, K) for K label outputs.
+    """Whether either label is right, by `undecided` of the scores (n, C): (n,), or (n, K) for K label outputs."""
+    found = undecided(manifest.score, manifest.outputs, scores)
+    return found if manifest.multilabels else found[:, 0]
 
-    Where each of the K outputs has one column, the column chooses between two labels: a decision value by its sign, a
-    probability by whether it passes a half.
+
+def undecided(
+    score: str, outputs: Sequence[Sequence[Label]], scores: NDArray[np.floating]
+) -> NDArray[np.bool_]:
+    """``(n, K)``: for each of the K label ``outputs``, whether the scores (n, C) leave either label right, by `ties`.
+
+    Where each of several outputs has one column, the column chooses between two labels: a decision value by its sign, a
+    probability by whether it passes a half. ``score`` is the method that the scores stand for.
     """
-    signed = manifest.score == "decision_function"
-    if not manifest.multilabels:
-        return ties(scores, signed=signed)
-    sizes = [len(labels) for labels in manifest.multilabels]
+    signed = score == "decision_function"
+    if len(outputs) < 2:
+        return ties(scores, signed=signed)[:, None]
+    sizes = [len(labels) for labels in outputs]
     if scores.shape[1] == sum(sizes):
         blocks = np.split(scores, np.cumsum(sizes)[:-1], axis=1)
         return np.stack([ties(block) for block in blocks], axis=1)
-    if manifest.score not in ("decision_function", "predict_proba"):
+    if score not in ("decision_function", "predict_proba"):
         return np.zeros(scores.shape, np.bool_)
     middle = 0.0 if signed else 0.5
     return np.asarray(np.abs(scores.astype(np.float64) - middle) <= TOLERANCE)

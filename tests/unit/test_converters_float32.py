@@ -7,6 +7,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -231,3 +233,35 @@ def test_an_all_missing_column_is_no_obstacle(tmp_path):
     artifact = convert(pipeline, X, tmp_path / "m.onnx", probes=500)
     assert artifact.manifest.features[1].missing
     assert not tables.spread(X)[1]
+
+
+def binary(response="predict_proba", threshold=0.5, pos_label=None):
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(80, 2))
+    inner = LogisticRegression()
+    fitted = FixedThresholdClassifier(
+        inner, response_method=response, threshold=threshold, pos_label=pos_label
+    )
+    return read(fitted.fit(X, np.where(X[:, 0] > 0, "yes", "no")))
+
+
+@pytest.mark.parametrize(("pos_label", "column"), [("no", 0), ("yes", 1)])
+def test_the_tie_of_a_threshold_lies_at_the_threshold_and_not_at_its_complement(pos_label, column):
+    found = binary(threshold=0.3, pos_label=pos_label)
+    at = np.array([[0.7, 0.3], [0.3, 0.7], [0.5, 0.5], [np.nan, np.nan]])
+    assert ties_of(found, at)[:, 0].tolist() == [column == 1, column == 0, False, True]
+
+
+def test_no_probability_is_a_tie_where_the_label_goes_by_the_decision():
+    found = binary(response="decision_function", threshold=0.0, pos_label="yes")
+    assert found.score == "predict_proba"
+    assert not ties_of(found, np.array([[0.5, 0.5], [0.7, 0.3]])).any()
+
+
+def test_several_outputs_tie_one_by_one():
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(80, 2))
+    fitted = KNeighborsClassifier(2).fit(X, np.stack([X[:, 0] > 0, X[:, 1] > 0], axis=1).astype(int))
+    found = read(fitted)
+    scores = np.array([[0.5, 0.5, 0.9, 0.1], [0.9, 0.1, 0.5, 0.5], [1.0, 0.0, 0.0, 1.0]])
+    assert ties_of(found, scores).tolist() == [[True, False], [False, True], [False, False]]
