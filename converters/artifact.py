@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,12 +14,13 @@ from onnx import ModelProto
 from converters import files
 from converters import signature as signatures
 from converters import table as tables
+from converters.diagnosis import culprit
 from converters.gate import check_bytes, check_static
 from converters.lowering import lower
 from converters.lowering.graph import Arithmetic, Lowering
 from converters.onnx_export import fallback
 from converters.optimize import INPUT, IR_VERSION, LABEL, OPSET, SCORE, optimise, to_bytes
-from converters.parity import ParityFailure, Progress, compare, probes_for
+from converters.parity import ParityFailure, Progress, compare, probes_for, worst_rows
 from converters.probe_inputs import Probes, rows_in_cells
 from converters.reference import (
     CHUNK,
@@ -31,7 +33,7 @@ from converters.reference import (
     ties_of,
 )
 from converters.report import ParityReport
-from converters.signature import Signature
+from converters.signature import Signature, by_position
 from converters.table import InputDtype, Rows, Table
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import (
@@ -141,7 +143,8 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         layout: the cells of the model this one succeeds, so that drift history stays comparable.
         budgets: limits to declare in the manifest.
         input_dtype: what devices send; ``auto`` is float32 unless that changes the pipeline's own answers.
-        progress: called with a stage, how much of it is done, and how much there is.
+        progress: called with a stage, how much of it is done, and how much there is. Stages are read, lower, probe
+            (rows are made), export, look (a first comparison, where there are trees), prove and write.
 
     Raises:
         UnsupportedPipeline: a step, a label or a column cannot be converted; says which, why and what to do.
@@ -172,10 +175,13 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     )
     told("lower", 0, 1)
     widest = lower(signature, dtype=subject.dtype, vocabularies=table.vocabularies, fallback=fallback)
+    told("probe", 0, 1)
     rows = probes_for(signature, table, widest, spec, takes=subject.takes, probes=probes, seed=seed)
     model, draft, arithmetic = _choose(subject, widest, parts, rows, told)
+    total_rows = sum(rows.sizes.values())
+    told("prove", 0, total_rows)
     report = replace(
-        compare(draft, signature, table, rows, progress=told, total=sum(rows.sizes.values())),
+        compare(draft, signature, table, rows, progress=told, total=total_rows),
         probes=probes,
         seed=seed,
         arithmetic=arithmetic,
@@ -185,7 +191,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         float32=subject.effect,
     )
     if not report.passed:
-        raise ParityFailure(report)
+        raise ParityFailure(report, culprit(signature, partial(_disagrees, subject, parts, report)))
     total, profiles = _profiles(draft, spec, subject.rows, membership)
     data = parts.file(model, report.to_certificate(), profiles, total)
     told("write", 0, 1)
@@ -377,6 +383,7 @@ def _choose(
         )
         model = _model(signature, narrow)
         engine = Engine(parts.file(model, {}))
+        told("look", 0, 1)
         look = compare(engine, signature, subject.table, rows.limited(_FIRST_LOOK))
         if look.passed and look.max_rel_error <= NARROW_SHARE * TOLERANCE:
             return model, engine, "float32"
@@ -384,6 +391,34 @@ def _choose(
     told("export", 1, 2)
     model = _model(signature, widest)
     return model, Engine(parts.file(model, {})), "float64"
+
+
+def _disagrees(subject: _Subject, parts: _Parts, report: ParityReport, part: Signature) -> bool:
+    """Whether the graph of a part of the pipeline differs from it on the worst rows."""
+    table = subject.table
+    rows = worst_rows(report, table, subject.dtype)
+    with by_position():
+        wanted = part.pipeline.predict(table.restore(rows))
+    spec = replace(parts.spec, classes=0)
+    trial = _Parts(
+        manifest=replace(
+            parts.manifest,
+            task="regressor",
+            score="predict",
+            labels=(),
+            multilabels=(),
+            label_output="",
+            layout=spec.layout,
+        ),
+        spec=spec,
+        golden=Golden(rows=rows[:1], labels=np.zeros(1, np.int64), scores=wanted[:1]),
+    )
+    lowered = lower(part, dtype=subject.dtype, vocabularies=table.vocabularies, fallback=fallback)
+    engine = Engine(trial.file(_model(part, lowered), {}))
+    try:
+        return not agrees(engine.run(rows)[1], wanted).all()
+    finally:
+        engine.close()
 
 
 def _model(signature: Signature, lowered: Lowering) -> ModelProto:

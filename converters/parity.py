@@ -36,10 +36,13 @@ _RAGGED: Final = (1, 2, 3, 5, 8, 13, 64)
 
 
 class ParityFailure(ParityError):
-    """The artifact and the pipeline disagree; ``report`` says where."""
+    """The artifact and the pipeline disagree; ``report`` says where, the message which step and what to do."""
 
-    def __init__(self, report: ParityReport) -> None:
-        super().__init__(f"the artifact disagrees with its pipeline: {report.summary()}")
+    def __init__(self, report: ParityReport, step: str) -> None:
+        super().__init__(
+            f"{step} disagrees with its graph: {report.summary()}; use another step, or other options, in its place, "
+            "or leave out of the training data what makes the worst row special"
+        )
         self.report = report
 
 
@@ -251,6 +254,21 @@ def _shown(column: Column, value: float) -> Label:
     if column.vocabulary is None or math.isnan(value):
         return value
     return "(a value not seen in training)" if value < 0 else column.vocabulary[int(value)]
+
+
+def worst_rows(report: ParityReport, table: Table, dtype: InputDtype) -> Rows:
+    """The worst rows (m, F) of a report as the graph reads them."""
+    found = [
+        [_code(column, value) for column, value in zip(table.columns, row.values, strict=True)]
+        for row in report.worst_rows
+    ]
+    return np.array(found, dtype).reshape(-1, len(table.columns))
+
+
+def _code(column: Column, value: Label) -> float:
+    if column.vocabulary is None or (isinstance(value, float) and math.isnan(value)):
+        return float(value)
+    return float(column.vocabulary.index(value)) if value in column.vocabulary else -1.0
 
 
 def _judge(

@@ -1,0 +1,76 @@
+"""A failed proof names the step whose graph is wrong, wherever it stands."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+
+from converters import convert
+from converters.lowering.rules import RULES
+from converters.parity import ParityFailure
+
+IRIS = load_iris()
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """Makes the rule of one method of one estimator wrong by a little."""
+
+    def spoil(kind, method):
+        rule = RULES[kind, method]
+        monkeypatch.setitem(
+            RULES, (kind, method), lambda g, fitted, x: g.mul(rule(g, fitted, x), np.array(1.01))
+        )
+
+    return spoil
+
+
+def failure(pipeline, X, folder):
+    with pytest.raises(ParityFailure) as caught:
+        convert(pipeline, X, folder / "m.onnx", probes=500)
+    return str(caught.value)
+
+
+def test_a_step_in_the_middle_is_named_with_a_remedy(wrong, tmp_path):
+    pipeline = make_pipeline(MinMaxScaler(), StandardScaler(), LogisticRegression(max_iter=500))
+    wrong(StandardScaler, "transform")
+    said = failure(pipeline.fit(IRIS.data, IRIS.target), IRIS.data, tmp_path)
+    assert said.startswith("step 'standardscaler' (StandardScaler) disagrees with its graph: ")
+    assert "worst row" in said
+    assert "use another step" in said
+
+
+def test_the_last_step_is_named_where_all_before_are_right(wrong, tmp_path):
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    wrong(LogisticRegression, "predict_proba")
+    said = failure(pipeline.fit(IRIS.data, IRIS.target), IRIS.data, tmp_path)
+    assert said.startswith("step 'logisticregression' (LogisticRegression)")
+
+
+def test_an_estimator_alone_is_named_by_its_type(wrong, tmp_path):
+    wrong(LogisticRegression, "predict_proba")
+    fitted = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
+    assert failure(fitted, IRIS.data, tmp_path).startswith("LogisticRegression disagrees")
+
+
+def test_a_step_inside_a_search_inside_a_pipeline_is_named_by_its_path(wrong, tmp_path):
+    inner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    search = GridSearchCV(inner, {"logisticregression__C": [0.1, 1.0]}, cv=2)
+    pipeline = make_pipeline(MinMaxScaler(), search).fit(IRIS.data, IRIS.target)
+    wrong(StandardScaler, "transform")
+    said = failure(pipeline, IRIS.data, tmp_path)
+    assert said.startswith("step 'gridsearchcv__standardscaler' (StandardScaler)")
+
+
+def test_a_step_over_a_frame_with_text_is_named(wrong, tmp_path):
+    rng = np.random.default_rng(1)
+    X = pd.DataFrame({"size": rng.normal(size=90), "kind": rng.choice(["a", "b", "c"], 90)})
+    columns = ColumnTransformer([("number", StandardScaler(), ["size"]), ("text", OneHotEncoder(), ["kind"])])
+    pipeline = make_pipeline(columns, LogisticRegression()).fit(X, X["size"] > 0)
+    wrong(StandardScaler, "transform")
+    assert failure(pipeline, X, tmp_path).startswith("step 'columntransformer' (ColumnTransformer)")
