@@ -1,9 +1,9 @@
 """From a fitted pipeline to one proven ``.onnx`` file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,27 +19,21 @@ from converters.gate import check_bytes, check_static
 from converters.lowering import lower
 from converters.lowering.graph import Arithmetic, Lowering
 from converters.onnx_export import fallback
-from converters.optimize import INPUT, IR_VERSION, LABEL, OPSET, SCORE, optimise, to_bytes
-from converters.parity import ParityFailure, Progress, compare, probes_for, worst_rows
-from converters.probe_inputs import Probes, rows_in_cells
+from converters.optimize import optimise, to_bytes
+from converters.parity import ParityFailure, Progress, compare, probes_for, run, with_golden, worst_rows
+from converters.probe_inputs import Probes
 from converters.reference import (
     CHUNK,
-    Acceptance,
-    Answers,
-    Float32Effect,
-    accepted_values,
-    answers,
-    rounding_effect,
     ties_of,
 )
 from converters.report import ParityReport
-from converters.signature import Signature, by_position
-from converters.table import InputDtype, Rows, Table
-from edge_runtime.contract import ids
+from converters.signature import Signature, by_position, final
+from converters.subject import Subject, choose_input, golden_for, layout_for, manifest_for
+from converters.table import Rows
 from edge_runtime.contract.errors import (
     ArtifactError,
+    BudgetExceeded,
     ConfigError,
-    ContractError,
     InputError,
     UnsupportedPipeline,
 )
@@ -47,7 +41,6 @@ from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.manifest import (
     TOLERANCE,
     Budgets,
-    Feature,
     Golden,
     Manifest,
     Reference,
@@ -58,8 +51,6 @@ from edge_runtime.contract.profile import (
     Binner,
     CellSpec,
     Profile,
-    category_cells,
-    cells_from_training,
     empty_profile,
     merge_all,
 )
@@ -67,12 +58,9 @@ from edge_runtime.engine import Engine
 
 __all__ = ["Artifact", "check_static", "convert"]
 
-GOLDEN_ROWS: Final = 64
-GOLDEN_BYTES: Final = 48 * 1024
 NARROW_SHARE: Final = 0.25
 """float32 arithmetic is taken when a first look at all kinds of rows uses no more than this share of the tolerance."""
 _FIRST_LOOK: Final = 1024
-_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "scikit-learn", "skiff-edge", "skl2onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +111,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     layout: CellSpec | None = None,
     budgets: Budgets = Budgets(),  # noqa: B008 - frozen
     input_dtype: Literal["auto", "float32", "float64"] = "auto",
+    real_rows: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Converts a fitted pipeline, proves the result against it on hostile rows, and writes one ``.onnx`` file.
@@ -143,26 +132,28 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         layout: the cells of the model this one succeeds, so that drift history stays comparable.
         budgets: limits to declare in the manifest.
         input_dtype: what devices send; ``auto`` is float32 unless that changes the pipeline's own answers.
+        real_rows: whether training rows, and worst rows built from them, may travel in the artifact: half of its golden
+            rows are then real. Without it all rows in its metadata are synthetic. The certificate says which.
         progress: called with a stage, how much of it is done, and how much there is. Stages are read, lower, probe
             (rows are made), export, look (a first comparison, where there are trees), prove and write.
 
     Raises:
-        UnsupportedPipeline: a step, a label or a column cannot be converted; says which, why and what to do.
+        UnsupportedPipeline: a step, a label or a column cannot be converted, or only to a file that is too large or
+            that ONNX Runtime does not run; says which, why and what to do.
         ParityError: the graph disagrees with the pipeline (a `ParityFailure`, with the report).
         InputError: ``X``, ``y`` or ``groups`` do not fit the pipeline or each other.
         ConfigError: ``layout`` or ``probes`` cannot be used.
         ContractError: ``name`` or ``version`` is not one.
-        ArtifactError: the metadata or the file would be too large.
     """
     told = _silent if progress is None else progress
     told("read", 0, 1)
     signature = signatures.read(pipeline)
     table = tables.read(signature, X)
     membership = _membership(groups, len(table.wide))
-    subject = _choose_input(signature, table, input_dtype)
-    spec = _layout(layout, subject)
+    subject = choose_input(signature, table, input_dtype)
+    spec = layout_for(layout, subject)
     parts = _Parts(
-        manifest=_manifest(
+        manifest=manifest_for(
             subject,
             spec.layout,
             name=name,
@@ -171,33 +162,37 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
             digest=tables.training_digest(table, y),
         ),
         spec=spec,
-        golden=_golden(subject, spec, seed),
+        golden=golden_for(subject, spec, seed, real_rows=real_rows),
     )
-    told("lower", 0, 1)
-    widest = lower(signature, dtype=subject.dtype, vocabularies=table.vocabularies, fallback=fallback)
-    told("probe", 0, 1)
-    rows = probes_for(signature, table, widest, spec, takes=subject.takes, probes=probes, seed=seed)
-    model, draft, arithmetic = _choose(subject, widest, parts, rows, told)
-    total_rows = sum(rows.sizes.values())
-    told("prove", 0, total_rows)
-    report = replace(
-        compare(draft, signature, table, rows, progress=told, total=total_rows),
-        probes=probes,
-        seed=seed,
-        arithmetic=arithmetic,
-        remedies=subject.remedies,
-        notes=tuple(widest.notes),
-        coverage=rows.coverage,
-        float32=subject.effect,
-    )
-    if not report.passed:
-        raise ParityFailure(report, culprit(signature, partial(_disagrees, subject, parts, report)))
-    total, profiles = _profiles(draft, spec, subject.rows, membership)
-    data = parts.file(model, report.to_certificate(), profiles, total)
-    told("write", 0, 1)
-    check_bytes(data, str(out))
-    engine = Engine(data)
-    _check_golden(signature, engine, parts.golden)
+    with _runnable(signature):
+        told("lower", 0, 1)
+        widest = lower(signature, dtype=subject.dtype, vocabularies=table.vocabularies, fallback=fallback)
+        told("probe", 0, 1)
+        rows = probes_for(signature, table, widest, spec, takes=subject.takes, probes=probes, seed=seed)
+        model, draft, arithmetic = _choose(subject, widest, parts, rows, told)
+        every = with_golden(parts.golden, rows, real_rows=real_rows)
+        total_rows = len(parts.golden.rows) + sum(rows.sizes.values())
+        told("prove", 0, total_rows)
+        report = replace(
+            compare(draft, signature, table, every, progress=told, total=total_rows),
+            probes=probes,
+            seed=seed,
+            arithmetic=arithmetic,
+            remedies=subject.remedies,
+            notes=tuple(widest.notes),
+            coverage=rows.coverage,
+            float32=subject.effect,
+            real_rows=real_rows,
+        )
+        if not report.passed:
+            step = culprit(signature, partial(_disagrees, subject, parts, report))
+            raise ParityFailure(report, step, widest.doubts)
+        parts = replace(parts, manifest=replace(parts.manifest, undefined=report.undefined > 0))
+        total, profiles = _profiles(draft, spec, subject.rows, membership)
+        data = parts.file(model, report.to_certificate(), profiles, total)
+        told("write", 0, 1)
+        engine = _opened(data)
+        _check_golden(signature, engine, parts.golden)
     path = _write(Path(out), data)
     told("write", 1, 1)
     return Artifact(
@@ -206,6 +201,23 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         report=replace(report, digest=engine.digest),
         digest=engine.digest,
     )
+
+
+@contextmanager
+def _runnable(signature: Signature) -> Iterator[None]:
+    """A file that is too large, or that ONNX Runtime does not run, is a pipeline that cannot be converted."""
+    try:
+        yield
+    except (ArtifactError, BudgetExceeded) as e:
+        raise UnsupportedPipeline(
+            f"{type(final(signature.pipeline)).__name__} gives no usable file: {e}"
+        ) from e
+
+
+def _opened(data: bytes) -> Engine:
+    """The bytes in the device's engine, after what `publish` will check: before the long part of the proof."""
+    check_bytes(data, "the artifact")
+    return Engine(data)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -221,151 +233,8 @@ def _membership(groups: Any, rows: int) -> NDArray[np.str_] | None:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Subject:
-    """A pipeline with its training rows as devices send them."""
-
-    signature: Signature
-    table: Table
-    dtype: InputDtype
-    rows: Rows
-    answers: Answers
-    effect: Float32Effect
-    takes: Acceptance
-    remedies: tuple[str, ...]
-
-
-def _choose_input(
-    signature: Signature, table: Table, wanted: Literal["auto", "float32", "float64"]
-) -> _Subject:
-    """The narrowest input dtype that leaves the pipeline's own answers on the training rows as they are."""
-    choices: tuple[InputDtype, ...] = ("float32", "float64") if wanted == "auto" else (wanted,)
-    problems: list[str] = []
-    for dtype in choices:
-        rows = table.rows(dtype)
-        beyond = np.isinf(rows)
-        if beyond.any():
-            row, column = (int(i) for i in np.argwhere(beyond)[0])
-            problems.append(f"column {table.names[column]!r}, row {row} is too large for {dtype}")
-            continue
-        found = answers(signature, table, rows)
-        if not found.accepted.all():
-            row = int(np.flatnonzero(~found.accepted)[0])
-            raise InputError("type", f"X: the pipeline refuses row {row} as {dtype}: {found.reason}")
-        effect, problem = rounding_effect(signature, table, found, dtype)
-        if not problem:
-            return _Subject(
-                signature=signature,
-                table=table,
-                dtype=dtype,
-                rows=rows,
-                answers=found,
-                effect=effect,
-                takes=accepted_values(signature, table, rows),
-                remedies=tuple(f"float64 input, because {problem}" for problem in problems),
-            )
-        problems.append(problem)
-    raise UnsupportedPipeline(f"{problems[0]}; {_INPUT_REMEDY[wanted]}")
-
-
-_INPUT_REMEDY: Final = {
-    "auto": "scale the column in float64 before the pipeline",
-    "float32": "pass input_dtype='float64', or subtract an offset from the column before the pipeline",
-    "float64": "scale the column before the pipeline",
-}
-
-
-def _layout(given: CellSpec | None, subject: _Subject) -> CellSpec:
-    signature, table = subject.signature, subject.table
-    classes = len(signature.single)
-    if given is None:
-        return CellSpec(
-            features=tuple(
-                cells_from_training(column.name, subject.rows[:, j])
-                if column.vocabulary is None
-                else category_cells(column.name, len(column.vocabulary))
-                for j, column in enumerate(table.columns)
-            ),
-            score=cells_from_training(signature.score, subject.answers.scores.max(axis=1).astype(np.float32)),
-            classes=classes,
-        )
-    names = tuple(cells.name for cells in given.features)
-    if names != table.names or given.classes != classes:
-        raise ConfigError(
-            f"layout {given.layout} has the columns {', '.join(names)} and {given.classes} classes; this pipeline has "
-            f"{', '.join(table.names)} and {classes}: leave layout out to start a new one"
-        )
-    return given
-
-
-def _manifest(
-    subject: _Subject,
-    layout: ids.LayoutId,
-    *,
-    name: str,
-    version: str,
-    budgets: Budgets,
-    digest: Digest,
-) -> Manifest:
-    if not ids.VERSION.fullmatch(version):
-        raise ContractError(f"{version!r} is not a version: it must match {ids.VERSION.pattern}")
-    signature, takes = subject.signature, subject.takes
-    return Manifest(
-        name=ids.model_name(name),
-        version=version,
-        task=signature.task,
-        score=signature.score,
-        features=tuple(
-            Feature(
-                name=column.name,
-                kind="number" if column.vocabulary is None else "category",
-                vocabulary=column.vocabulary or (),
-                missing=bool(takes.missing[j]),
-                infinite=bool(takes.infinite[j]),
-                unseen=bool(takes.unseen[j]),
-            )
-            for j, column in enumerate(subject.table.columns)
-        ),
-        labels=signature.single,
-        multilabels=signature.labels if len(signature.labels) > 1 else (),
-        input_name=INPUT,
-        input_dtype=subject.dtype,
-        label_output=LABEL if signature.labels else "",
-        score_output=SCORE,
-        opset=OPSET,
-        ir_version=IR_VERSION,
-        layout=layout,
-        training_digest=digest,
-        libraries=tuple((library, metadata.version(library)) for library in _LIBRARIES),
-        budgets=budgets,
-    )
-
-
-def _golden(subject: _Subject, spec: CellSpec, seed: int) -> Golden:
-    """Synthetic rows with the pipeline's answers; an eighth of them with missing values where these may occur."""
-    count = max(4, min(GOLDEN_ROWS, GOLDEN_BYTES // (4 * len(spec.features))))
-    rng = np.random.default_rng([seed, len(spec.features)])
-    sizes = np.array([len(column.vocabulary or ()) for column in subject.table.columns])
-    rows = rows_in_cells(spec, rng, 4 * count, sizes, subject.takes.unseen, subject.rows.dtype)
-    holes = subject.takes.missing & (rng.random(rows.shape) < 0.5)
-    holes[np.arange(len(rows)) % 8 != 0] = False
-    rows[holes] = np.nan
-    found = answers(subject.signature, subject.table, rows)
-    kept = np.flatnonzero(found.accepted)[:count]
-    if not kept.size:
-        raise InputError(
-            "type", "the pipeline refuses every row drawn from its own training cells; rescale the columns"
-        )
-    labels = found.labels[kept]
-    return Golden(
-        rows=rows[kept],
-        labels=labels if len(subject.signature.labels) > 1 else labels[:, 0],
-        scores=found.scores[kept],
-    )
-
-
 def _choose(
-    subject: _Subject, widest: Lowering, parts: _Parts, rows: Probes, told: Progress
+    subject: Subject, widest: Lowering, parts: _Parts, rows: Probes, told: Progress
 ) -> tuple[ModelProto, Engine, Arithmetic]:
     """The cheapest graph with room to spare: float32 where a first look leaves most of the tolerance unused.
 
@@ -390,10 +259,10 @@ def _choose(
         engine.close()
     told("export", 1, 2)
     model = _model(signature, widest)
-    return model, Engine(parts.file(model, {})), "float64"
+    return model, _opened(parts.file(model, {})), "float64"
 
 
-def _disagrees(subject: _Subject, parts: _Parts, report: ParityReport, part: Signature) -> bool:
+def _disagrees(subject: Subject, parts: _Parts, report: ParityReport, part: Signature) -> bool:
     """Whether the graph of a part of the pipeline differs from it on the worst rows."""
     table = subject.table
     rows = worst_rows(report, table, subject.dtype)
@@ -432,7 +301,7 @@ def _profiles(
 ) -> tuple[Profile, tuple[tuple[str, Profile], ...]]:
     """Training rows counted as a device counts: with the artifact's own outputs. The total is the sum of the groups."""
     probabilities = engine.info.manifest.probabilities
-    labels, scores = engine.run(rows)
+    labels, scores = run(engine, rows)
     indices = labels if labels is not None and labels.ndim == 1 else np.zeros(len(rows), np.int64)
     if membership is None:
         return _counted(spec, rows, indices, scores, probabilities=probabilities), ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -57,4 +58,8 @@ def _add(fitted: Any, sources: list[set[int]], found: list[set[Label]]) -> None:
         for values, columns in zip(categories, sources, strict=True):
             plain = {v.item() if isinstance(v, np.generic) else v for v in values}
             for j in columns:
-                found[j] |= {v for v in plain if isinstance(v, str | int | bool)}
+                found[j] |= {
+                    v
+                    for v in plain
+                    if isinstance(v, str | int) or (isinstance(v, float) and not math.isnan(v))
+                }

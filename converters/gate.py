@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs in the lock
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, shape_inference
 
 from converters.optimize import ML_DOMAIN, attributes
 from edge_runtime.contract.errors import ArtifactError
@@ -78,7 +78,20 @@ OPERATORS: Final = {
                 "Shape",
                 "Sigmoid",
             ),
-            *("Sign", "Sin", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "TopK"),
+            *(
+                "Sign",
+                "Sin",
+                "Slice",
+                "Softmax",
+                "Split",
+                "Sqrt",
+                "Squeeze",
+                "Sub",
+                "Sum",
+                "Tanh",
+                "Tile",
+                "TopK",
+            ),
             *("Transpose", "Unsqueeze", "Where", "Xor"),
         }
     ),
@@ -118,7 +131,7 @@ def check_bytes(data: bytes, where: str) -> ArtifactInfo:
         raise ArtifactError(f"{where}: {problem}")
     try:
         checker.check_model(data, full_check=True)
-    except (checker.ValidationError, RuntimeError) as e:
+    except (checker.ValidationError, shape_inference.InferenceError, RuntimeError) as e:
         raise ArtifactError(f"{where}: not a valid ONNX model ({e})") from e
     return info
 

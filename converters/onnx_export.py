@@ -13,6 +13,7 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import DoubleTensorType
 from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
+from converters.gate import OPERATORS
 from converters.lowering.graph import Lowering, Shape, Value
 from converters.optimize import ML_DOMAIN, ML_OPSET, OPSET
 
@@ -62,6 +63,13 @@ def fallback(g: Lowering, fitted: Any, method: str, x: Value) -> Value:
             "use a step that docs/reference/coverage.md lists as supported",
         ) from e
     graph = model.graph
+    for node in graph.node:
+        if node.op_type not in OPERATORS.get(node.domain, frozenset()):
+            raise g.refuse(
+                fitted,
+                f"becomes {node.domain or 'ai.onnx'}.{node.op_type} in skl2onnx, which devices do not run",
+                "use a step that docs/reference/coverage.md lists as supported",
+            )
     g.note(f"converted by skl2onnx: {type(fitted).__name__}.{method}")
     names = {"X": x.name}
     constants = {str(t.name): g.constant(numpy_helper.to_array(t)) for t in graph.initializer}
@@ -102,4 +110,6 @@ def _typed(g: Lowering, fitted: Any, method: str, name: str, kind: int, *, class
 
 def _width(fitted: Any, method: str) -> int:
     trial = np.zeros((1, int(fitted.n_features_in_)))
-    return int(np.asarray(getattr(fitted, method)(trial)).reshape(1, -1).shape[1])
+    made = getattr(fitted, method)(trial)
+    made = made.toarray() if hasattr(made, "toarray") else np.asarray(made)
+    return int(made.reshape(1, -1).shape[1])

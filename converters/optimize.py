@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from converters.fusing import fused
 from edge_runtime.contract.errors import ArtifactError
 
 ML_DOMAIN: Final = "ai.onnx.ml"
@@ -24,15 +25,18 @@ def optimise(graph: GraphProto, *, dtype: str, width: int, outputs: int) -> Mode
 
     ``graph`` must already use these names; with ``outputs`` 0 there is no label, with 1 it is (n,), with more
     (n, outputs). Removed: identities, casts to the type a value already has, widening casts that are narrowed again,
-    zero class weights beside others, attributes at their defaults, and whatever no output needs.
+    zero class weights beside others, attributes at their defaults, and whatever no output needs; then
+    `converters.fusing` says the rest in fewer nodes.
     """
     source = TensorProto.FLOAT if dtype == "float32" else TensorProto.DOUBLE
     names = [LABEL, SCORE] if outputs else [SCORE]
     nodes = _bypass([_copied(node) for node in graph.node], set(names), source)
-    nodes = _alive(nodes, set(names))
-    nodes = [_compact(node) for node in nodes]
+    nodes, tensors = fused(
+        _alive(nodes, set(names)), graph.initializer, source=INPUT, label=LABEL, score=SCORE
+    )
+    nodes = [_compact(node) for node in _alive(nodes, set(names))]
     used = {name for node in nodes for name in node.input}
-    constants = sorted((t for t in graph.initializer if t.name in used), key=lambda t: str(t.name))
+    constants = sorted((t for t in tensors if t.name in used), key=lambda t: str(t.name))
     rename = _names(nodes, [str(t.name) for t in constants], {INPUT, *names})
     for i, node in enumerate(nodes):
         node.name = f"n{i}"

@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import witness
+from converters import boundaries, equidistant, witness
+from converters.boundaries import Ask
 from converters.lowering.folding import LARGEST_KEYS, float_of, key_of
 from converters.lowering.graph import Ensemble, Lowering
-from converters.reference import CHUNK, Acceptance, Answers
+from converters.reference import CHUNK, Acceptance
 from converters.table import Rows, spread
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.profile import CellSpec
@@ -34,6 +35,8 @@ MISSING: Final = "missing"
 INFINITE: Final = "infinite"
 CATEGORY: Final = "category"
 BATCH: Final = "batch"
+EQUIDISTANT: Final = "equidistant"
+FAR: Final = "far"
 KINDS: Final = (
     TRAINING,
     RANDOM,
@@ -47,6 +50,8 @@ KINDS: Final = (
     BOUNDARY,
     INFINITE,
     CATEGORY,
+    EQUIDISTANT,
+    FAR,
 )
 SYNTHETIC: Final = frozenset({RANDOM})
 """Kinds drawn from the cells alone: only such rows may travel in an artifact."""
@@ -55,10 +60,7 @@ MIN_PROBES: Final = 100
 _OFFSETS: Final = (0, 1, -1, 2, -2)
 _HUGE_ROWS: Final = 16
 _BATCH_ROWS: Final = 256
-_PAIRS: Final = 64
 _LARGEST: Final = float(np.finfo(np.float32).max)
-
-Ask = Callable[[Rows], Answers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +139,9 @@ class Probes:
         if len(self._splits.column):
             self._plan_thresholds(probes)
         self._edges = _around(lowered.edges, rows.dtype)[: max(probes, MIN_PROBES)]
-        self._boundary = rows[:0] if ask is None else _boundaries(rows, self._numbers, ask, seed)
+        self._boundary = rows[:0] if ask is None else boundaries.find(rows, self._numbers, ask, seed)
         self._categories = _categories(vocabulary, takes.unseen)
+        self._searches = lowered.searches
         self._sizes = self._plan(probes)
 
     @property
@@ -170,6 +173,8 @@ class Probes:
             BOUNDARY: len(self._boundary),
             INFINITE: min(2 * len(self._infinite), probes // 20),
             CATEGORY: max(len(self._categories), probes // 20) if len(self._categories) else 0,
+            EQUIDISTANT: probes // 10 if self._searches else 0,
+            FAR: probes // 40 if self._searches and self._numbers.size else 0,
         }
         sizes[RANDOM] = max(probes - sum(sizes.values()), probes // 10)
         return sizes
@@ -188,6 +193,8 @@ class Probes:
             BOUNDARY: self._at_boundaries,
             INFINITE: self._with_infinities,
             CATEGORY: self._with_categories,
+            EQUIDISTANT: self._equidistant,
+            FAR: self._far,
         }
 
     def _training(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
@@ -204,7 +211,7 @@ class Probes:
             yield self._in_cells(rng, part.stop - part.start)
 
     def _in_cells(self, rng: np.random.Generator, count: int) -> Rows:
-        return rows_in_cells(self._spec, rng, count, self._vocabulary, self._takes.unseen, self._rows.dtype)
+        return rows_in_cells(self._spec, rng, count, self._vocabulary, self._takes, self._rows.dtype)
 
     def _integer(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Whole multiples of a power of two near each column's spread; the first row is all zeros."""
@@ -280,6 +287,21 @@ class Probes:
         if count:
             yield self._boundary[:count]
 
+    def _equidistant(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        for part in _parts(count):
+            rows = equidistant.find(self._rows, self._numbers, rng, part.stop - part.start)
+            if (
+                self._missing.size
+            ):  # every other row with a hole or two, which a step fills from its neighbours
+                holes = rng.random((len(rows), self._missing.size)) < 1.5 / self._missing.size
+                holes[::2] = False
+                rows[:, self._missing] = np.where(holes, np.nan, rows[:, self._missing])
+            yield rows
+
+    def _far(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        for part in _parts(count):
+            yield equidistant.far(self._rows, self._numbers, rng, part.stop - part.start)
+
     def _plan_thresholds(self, allowed: int) -> None:
         splits = self._splits
         pairs = np.stack([splits.column, splits.key], axis=1)
@@ -326,17 +348,21 @@ def rows_in_cells(  # noqa: PLR0917 - what the rows are drawn from
     rng: np.random.Generator,
     count: int,
     vocabulary: NDArray[np.int64],
-    unseen: NDArray[np.bool_],
+    takes: Acceptance,
     dtype: np.dtype[np.floating],
 ) -> Rows:
     """``count`` synthetic rows (count, F): per value a cell at random, then a value in it at random; or any category.
 
-    The open first and last cells reach as far out as the inner cells do together.
+    The open first and last cells reach as far out as the inner cells do together. A column that takes only what it
+    held in training gets just that.
     """
     rows = np.empty((count, len(spec.features)), dtype)
     for j, cells in enumerate(spec.features):
         if vocabulary[j]:
-            rows[:, j] = rng.integers(-int(unseen[j]), vocabulary[j], size=count)
+            rows[:, j] = rng.integers(-int(takes.unseen[j]), vocabulary[j], size=count)
+            continue
+        if j in takes.only:
+            rows[:, j] = rng.choice(takes.only[j], size=count)
             continue
         edges = np.asarray(cells.edges, np.float64)
         reach = edges[-1] - edges[0] or max(1.0, abs(edges[0]))
@@ -372,73 +398,6 @@ def _around(edges: list[tuple[int, NDArray[np.floating]]], dtype: np.dtype[np.fl
             part["column"], part["value"] = column, float_of(key, dtype.name)
             found.append(part)
     return np.unique(np.concatenate(found)) if found else np.empty(0, kind)
-
-
-def _boundaries(rows: Rows, numbers: NDArray[np.int64], ask: Ask, seed: int) -> Rows:
-    """Rows on both sides of where the pipeline's answer changes between two training rows, (k, F).
-
-    One row becomes the other column by column until the answer changes; then the values of that column are bisected
-    in order, always keeping the half with the larger change.
-    """
-    rng = np.random.default_rng([seed, 104_729])
-    pairs = min(_PAIRS, len(rows))
-    low, high = rows[rng.integers(len(rows), size=pairs)], rows[rng.integers(len(rows), size=pairs)]
-    if not numbers.size:
-        return low[:0]
-    order = rng.permutation(numbers)
-    first, last = np.zeros(pairs, np.int64), np.full(pairs, len(order))
-    while (last - first > 1).any():
-        middle = (first + last) // 2
-        change = _larger_first(
-            ask,
-            _mixed(low, high, order, first),
-            _mixed(low, high, order, middle),
-            _mixed(low, high, order, last),
-        )
-        first, last = np.where(change, first, middle), np.where(change, middle, last)
-    column = order[first]
-    start, stop = _mixed(low, high, order, first), _mixed(low, high, order, last)
-    at = np.arange(pairs)
-    finite = np.isfinite(start[at, column]) & np.isfinite(stop[at, column])
-    start, stop, column, at = start[finite], stop[finite], column[finite], np.arange(int(finite.sum()))
-    a, b = key_of(start[at, column]), key_of(stop[at, column])
-    a, b = np.minimum(a, b), np.maximum(a, b)
-    while (b - a > 1).any():
-        middle = a + (b - a) // 2
-        trial = [_placed(start, column, key) for key in (a, middle, b)]
-        change = _larger_first(ask, *trial)
-        a, b = np.where(change, a, middle), np.where(change, middle, b)
-    limit = LARGEST_KEYS[rows.dtype.name]
-    keys = [np.clip(key, -limit, limit) for key in (a - 2, a - 1, a, b, b + 1, b + 2)]
-    return np.concatenate([_placed(start, column, key) for key in keys])
-
-
-def _mixed(low: Rows, high: Rows, order: NDArray[np.int64], count: NDArray[np.int64]) -> Rows:
-    """``low`` with the first ``count`` columns of ``order`` taken from ``high``."""
-    made = low.copy()
-    taken = np.arange(len(order)) < count[:, None]
-    made[:, order] = np.where(taken, high[:, order], low[:, order])
-    return made
-
-
-def _placed(rows: Rows, column: NDArray[np.int64], key: NDArray[np.int64]) -> Rows:
-    made = rows.copy()
-    made[np.arange(len(rows)), column] = float_of(key, rows.dtype.name)
-    return made
-
-
-def _larger_first(ask: Ask, a: Rows, b: Rows, c: Rows) -> NDArray[np.bool_]:
-    """Whether the answer changes more from ``a`` to ``b`` than from ``b`` to ``c``, per row."""
-    found = ask(np.concatenate([a, b, c]))
-    n = len(a)
-    with np.errstate(invalid="ignore"):
-        scores = np.nan_to_num(found.scores)
-        near = np.abs(scores[:n] - scores[n : 2 * n]).max(axis=1)
-        far = np.abs(scores[n : 2 * n] - scores[2 * n :]).max(axis=1)
-    labels = found.labels
-    near = near + 10 * (labels[:n] != labels[n : 2 * n]).any(axis=1)
-    far = far + 10 * (labels[n : 2 * n] != labels[2 * n :]).any(axis=1)
-    return np.asarray(near >= far)
 
 
 def _categories(vocabulary: NDArray[np.int64], unseen: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -5,24 +5,35 @@ widened to float64. scikit-learn keeps float32 input in float32 and answers a li
 has to be part of the definition.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
+from joblib import parallel_config
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.pipeline import Pipeline
+from threadpoolctl import ThreadpoolController
 
 from converters.signature import Signature, by_position, final
 from converters.table import InputDtype, Rows, Table, spread
-from edge_runtime.contract.errors import UnsupportedPipeline
+from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from edge_runtime.contract.manifest import TOLERANCE, Label, agrees, undecided
 
 CHUNK: Final = 4096
 """Rows per call: large enough to hide what a call costs, small enough to stay in the cache."""
 
-REFUSALS: Final = (ValueError, TypeError, KeyError, OverflowError, IndexError)
+_FEW: Final = 64
+"""Rows per call where the pipeline is asked for few at a time."""
+
+Index = NDArray[np.int64]
+
+REFUSALS: Final = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What scikit-learn raises for a row that it does not take."""
 
 LABEL_SHARE: Final = 0.001
@@ -79,22 +90,35 @@ class Float32Effect:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Acceptance:
-    """(F,) bool each: the columns in which the pipeline takes a missing value, an infinity, an unseen category."""
+    """What the pipeline takes in each column.
+
+    Attributes:
+        missing: (F,) bool, a missing value.
+        infinite: (F,) bool, either infinity; False for a column of categories.
+        unseen: (F,) bool, a category that was not in training; False for a column of numbers.
+        only: (k,) distinct training values of each column of numbers that takes no others.
+    """
 
     missing: NDArray[np.bool_]
     infinite: NDArray[np.bool_]
     unseen: NDArray[np.bool_]
+    only: Mapping[int, Rows] = field(default_factory=dict)
 
 
-def answers(signature: Signature, table: Table, rows: Rows) -> Answers:
-    """The reference answers for coded ``rows`` (n, F) in the artifact's input dtype."""
+def answers(signature: Signature, table: Table, rows: Rows, *, apart: bool = False) -> Answers:
+    """The reference answers for coded ``rows`` (n, F) in the artifact's input dtype.
+
+    With ``apart`` the pipeline is asked as a program would ask it that knows nothing of skiff: for a few rows at a
+    time, and with as many threads as it likes.
+    """
     outputs = max(1, len(signature.labels))
     labels = np.full((len(rows), outputs), -1, np.int64)
-    found: list[tuple[slice, NDArray[np.float64]]] = []
+    found: list[tuple[Index, NDArray[np.float64]]] = []
     reason = ""
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, min(start + CHUNK, len(rows)))
-        reason = _fill(signature, table, rows, part, labels, found) or reason
+    step = _FEW if apart else CHUNK
+    for start in range(0, len(rows), step):
+        part = np.arange(start, min(start + step, len(rows)))
+        reason = _fill(signature, table, rows, part, labels, found, apart=apart) or reason
     width = max((scores.shape[1] for _, scores in found), default=1)
     scores = np.full((len(rows), width), np.nan)
     for part, values in found:
@@ -112,28 +136,50 @@ def _fill(  # noqa: PLR0917 - a recursion over parts of two results
     signature: Signature,
     table: Table,
     rows: Rows,
-    part: slice,
+    part: Index,
     labels: NDArray[np.int64],
-    found: list[tuple[slice, NDArray[np.float64]]],
+    found: list[tuple[Index, NDArray[np.float64]]],
+    *,
+    apart: bool,
 ) -> str:
     """Answers one part; returns why a row was refused, or nothing."""
+    if not part.size:
+        return ""
     try:
-        labels[part], scores = ask(signature, table.restore(rows[part], seed=part.start))
+        labels[part], scores = ask(signature, table.restore(rows[part], seed=int(part[0])), threads=apart)
     except REFUSALS as e:
         # One bad row (a value that overflows after scaling) makes scikit-learn refuse all of them: find it by halves.
-        if part.stop - part.start == 1:
-            return f"{type(e).__name__}: {e}"
-        middle = (part.start + part.stop) // 2
-        first = _fill(signature, table, rows, slice(part.start, middle), labels, found)
-        return _fill(signature, table, rows, slice(middle, part.stop), labels, found) or first
+        reason = f"{type(e).__name__}: {e}"
+        if part.size == 1:
+            return reason
+        named = _named_rows(e, part.size)
+        if named.size:
+            _fill(signature, table, rows, np.delete(part, named), labels, found, apart=apart)
+            return reason
+        for half in np.array_split(part, 2):
+            reason = _fill(signature, table, rows, half, labels, found, apart=apart) or reason
+        return reason
     found.append((part, scores))
     return ""
 
 
-def ask(signature: Signature, X: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class indices (n, L) and scores (n, C) of ``X`` exactly as passed; raises as scikit-learn does."""
+def _named_rows(error: Exception, count: int) -> Index:
+    """The rows that a radius classifier's error lists: those without a neighbour, often most of them."""
+    match = re.search(r"No neighbors found for test samples array\(\[([\d,\s]*)\]", str(error))
+    named = np.array([int(word) for word in match[1].split(",")] if match else [], np.int64)
+    return named[named < count]
+
+
+def ask(
+    signature: Signature, X: Any, *, threads: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Class indices (n, L) and scores (n, C) of ``X`` exactly as passed; raises as scikit-learn does.
+
+    ``threads`` leaves it to scikit-learn how many it takes; without, it takes one.
+    """
     pipeline = signature.pipeline
-    with by_position():
+    listed = np.printoptions(threshold=CHUNK)  # errors that list rows list all of them
+    with by_position(), nullcontext() if threads else _one_thread(), listed:
         predicted = np.asarray(pipeline.predict(X))
         n = len(predicted)
         if signature.task == "regressor":
@@ -148,6 +194,22 @@ def ask(signature: Signature, X: Any) -> tuple[NDArray[np.int64], NDArray[np.flo
     if isinstance(scores, list):
         return labels, np.hstack([np.asarray(block, np.float64) for block in scores])
     return labels, np.asarray(scores, np.float64).reshape(n, -1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps scikit-learn's own loops on the calling thread.
+
+    Parts are small: a histogram booster opens an OpenMP region per tree, and on a busy machine each of them waits for a
+    thread that is not scheduled. Joblib's workers add up in any order, so the last bit would differ between runs.
+    """
+    with _thread_pools().limit(limits=1, user_api="openmp"), parallel_config(backend="sequential"):
+        yield
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, which takes milliseconds
 
 
 def _indices(signature: Signature, predicted: NDArray[Any]) -> NDArray[np.int64]:
@@ -205,21 +267,33 @@ def accepted_values(signature: Signature, table: Table, rows: Rows) -> Acceptanc
         base = rows[:1]
     coded = table.coded
 
-    def takes(value: float, columns: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def takes(value: float | Rows, columns: NDArray[np.bool_]) -> NDArray[np.bool_]:
         at = np.flatnonzero(columns)
         trial = np.repeat(base, len(at), axis=0)
-        trial[np.arange(len(at)), at] = value
+        trial[np.arange(len(at)), at] = np.broadcast_to(value, len(columns))[at]
         found = np.zeros(len(columns), np.bool_)
         if len(at):
             found[at] = answers(signature, table, trial).accepted
         return found
 
     plain = ~coded
+    known = [np.unique(column[np.isfinite(column)]) for column in rows.T]
+    strange = np.array([_between(values) for values in known], rows.dtype)
+    closed = plain & ~takes(strange, plain)
     return Acceptance(
         missing=takes(np.nan, np.ones(len(coded), np.bool_)),
         infinite=takes(np.inf, plain) & takes(-np.inf, plain),
         unseen=takes(-1.0, coded),
+        only={j: known[j] for j in np.flatnonzero(closed).tolist() if len(known[j])},
     )
+
+
+def _between(known: Rows) -> float:
+    """A value in the middle of the largest gap between sorted distinct values (k,)."""
+    if len(known) < 2:
+        return float(known[0]) + 1.0 if len(known) else 0.0
+    gap = int(np.diff(known).argmax())
+    return float(known[gap] + (known[gap + 1] - known[gap]) / 2)
 
 
 def changed(found: Answers, wanted: Answers) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -270,7 +344,13 @@ def rounding_effect(
 
 
 def _as_passed(signature: Signature, X: Any) -> Answers:
-    labels, scores = ask(signature, X)
+    try:
+        labels, scores = ask(signature, X)
+    except REFUSALS as e:
+        reason = " ".join(str(e).split())
+        raise InputError(
+            "type", f"X: the pipeline refuses it ({reason[:300]}); pass what it was fitted on"
+        ) from e
     return Answers(
         labels=labels,
         scores=scores,

@@ -1,48 +1,28 @@
 """What a parity check found, as a value, as JSON and as a page to read."""
 
-import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from converters import page
 from converters.probe_inputs import SYNTHETIC, Coverage
 from converters.reference import Float32Effect
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.manifest import Label
 
-_STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1f23;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.25rem .75rem;border-bottom:1px solid #d0d7de}
-th{text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}code{word-break:break-all}
-.pass{color:#116329}.fail{color:#a40e26}
-@media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}td,th{border-color:#30363d}
-.pass{color:#7ee787}.fail{color:#ff7b72}}
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KindResult:
-    """What one kind of probe rows found.
-
-    ``rows`` counts the rows compared; ``refused`` those that the pipeline itself refuses, which are not compared.
-    Errors are of scores: absolute, and relative to max(1, abs(reference)).
-    """
-
-    rows: int
-    refused: int
-    ties: int
-    label_mismatches: int
-    score_mismatches: int
-    max_abs_error: float
-    max_rel_error: float
+CERTIFIED_VALUES: Final = 4096
+"""About how many numbers of worst rows of single outputs a certificate may hold: metadata is small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstRow:
-    """A row with what the artifact and the pipeline say about it; labels are None for a regressor."""
+    """A row with what the artifact and the pipeline say about it; labels are None for a regressor.
+
+    Labels and scores are those of all outputs, or of one, depending on whose worst row it is.
+    """
 
     kind: str
     values: tuple[Label, ...]
@@ -53,6 +33,44 @@ class WorstRow:
     abs_error: float
     rel_error: float
     label_differs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindResult:
+    """What one kind of probe rows found.
+
+    ``rows`` counts the rows compared; ``refused`` those that the pipeline itself refuses, which are not compared.
+    Errors are of scores: absolute, and relative to max(1, abs(reference)). ``worst`` is None where no row was compared.
+    """
+
+    rows: int = 0
+    refused: int = 0
+    ties: int = 0
+    label_mismatches: int = 0
+    score_mismatches: int = 0
+    max_abs_error: float = 0.0
+    max_rel_error: float = 0.0
+    worst: WorstRow | None = None
+
+
+def severity(row: WorstRow) -> tuple[bool, float]:
+    """A key that puts the worst row first."""
+    return not row.label_differs, -row.rel_error
+
+
+def merged(results: Iterable[KindResult]) -> KindResult:
+    """The figures of several kinds of rows together."""
+    found = list(results)
+    return KindResult(
+        rows=sum(r.rows for r in found),
+        refused=sum(r.refused for r in found),
+        ties=sum(r.ties for r in found),
+        label_mismatches=sum(r.label_mismatches for r in found),
+        score_mismatches=sum(r.score_mismatches for r in found),
+        max_abs_error=max((r.max_abs_error for r in found), default=0.0),
+        max_rel_error=max((r.max_rel_error for r in found), default=0.0),
+        worst=min((r.worst for r in found if r.worst is not None), key=severity, default=None),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +87,16 @@ class ParityReport:
         max_abs_error: largest score error.
         max_rel_error: largest score error relative to max(1, abs(reference)), the figure the tolerance bounds.
         by_probe_kind: the same figures per kind of row.
-        worst_rows: the worst first, over all kinds.
+        by_output: the same figures per kind of row for each of several outputs or targets; empty where there is one.
+        worst_rows: the worst first, over all kinds, with at least one of each kind.
         features: column names, in the order of a worst row's values.
         tolerance: the project's, absolute or relative.
         remedies: what conversion did so that the answers agree, the first thing first; empty when nothing was needed.
         notes: what a reader should know of the graph, such as training rows in it.
         coverage: which splits were tried; None without trees.
         float32: what float32 changes on the training rows; None when no training rows were compared.
+        real_rows: whether the artifact may carry real rows (golden rows, worst rows), because its maker said so.
+        undefined: rows that the pipeline itself answers with NaN.
     """
 
     digest: Digest | None
@@ -90,6 +111,7 @@ class ParityReport:
     worst_rows: tuple[WorstRow, ...]
     features: tuple[str, ...]
     tolerance: float
+    by_output: tuple[Mapping[str, KindResult], ...] = ()
     probes: int = 0
     seed: int = 0
     arithmetic: str = ""
@@ -97,6 +119,8 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     coverage: Coverage | None = None
     float32: Float32Effect | None = None
+    real_rows: bool = False
+    undefined: int = 0
 
     @property
     def passed(self) -> bool:
@@ -117,63 +141,94 @@ class ParityReport:
 
     def to_json(self) -> str:
         """Everything in the report as JSON; values that are not finite become text."""
-        return json.dumps(_document(self, self.worst_rows), indent=2, sort_keys=True)
+        return json.dumps(_document(self), indent=2, sort_keys=True)
 
     def to_certificate(self) -> Mapping[str, object]:
-        """Plain data to travel in the artifact: figures to three digits, and the worst of the synthetic rows only."""
-        document = _document(self, [row for row in self.worst_rows if row.kind in SYNTHETIC][:1])
+        """Plain data to travel in the artifact: figures to three digits, and the worst of the rows that may travel.
+
+        These are the synthetic ones, or all where ``real_rows`` says so.
+        """
+        document = _document(self, lambda row: self.real_rows or row.kind in SYNTHETIC, CERTIFIED_VALUES)
         del document["digest"], document["features"]
+        document["worst"] = _first(document["worst"])
         rounded = _rounded(document)
         assert isinstance(rounded, dict)
         return rounded
 
     def to_html(self, path: str | Path) -> None:
         """Writes the report as one page that needs nothing else."""
-        Path(path).write_text(_page(self), encoding="utf-8")
+        Path(path).write_text(page.render(_document(self)), encoding="utf-8")
 
 
-def _document(report: ParityReport, worst: Sequence[WorstRow]) -> dict[str, object]:
-    coverage, effect = report.coverage, report.float32
+def _document(
+    report: ParityReport, shown: Callable[[WorstRow], bool] = lambda _: True, room: float = math.inf
+) -> dict[str, object]:
+    """Plain data, with the worst rows that are ``shown``; ``room`` bounds the numbers in those of the outputs."""
+    worst = _of_outputs(report.by_output, shown, room)
     return {
+        **_figures(report),
         "passed": report.passed,
         "digest": report.digest or "",
-        "rows": report.rows,
-        "refused": report.refused,
-        "ties": report.ties,
-        "label_mismatches": report.label_mismatches,
-        "score_mismatches": report.score_mismatches,
-        "max_abs_error": _plain(report.max_abs_error),
-        "max_rel_error": _plain(report.max_rel_error),
         "tolerance": report.tolerance,
         "probes": report.probes,
         "seed": report.seed,
         "arithmetic": report.arithmetic,
+        "real_rows": report.real_rows,
         "remedies": list(report.remedies),
         "notes": list(report.notes),
         "features": list(report.features),
-        "kinds": {kind: _kind_document(result) for kind, result in report.by_probe_kind.items()},
-        "worst": [_row_document(row) for row in worst],
-        "splits": None
-        if coverage is None
-        else {
-            "splits": coverage.splits,
-            "distinct": coverage.distinct,
-            "reached": coverage.reached,
-            "decisive": coverage.decisive,
-            "by_offset": {f"{offset:+d}": count for offset, count in coverage.by_offset},
+        "kinds": {
+            kind: {
+                **_figures(result),
+                "worst": _row_document(result.worst) if result.worst and shown(result.worst) else None,
+            }
+            for kind, result in report.by_probe_kind.items()
         },
-        "float32": None
-        if effect is None
-        else {
-            "rows": effect.rows,
-            "labels_changed": effect.labels_changed,
-            "scores_changed": effect.scores_changed,
-            "max_change": _plain(effect.max_change),
-        },
+        "outputs": [
+            {"output": k, **_figures(merged(kinds.values())), "worst": row and _row_document(row)}
+            for k, (kinds, row) in enumerate(zip(report.by_output, worst, strict=True))
+        ],
+        "worst": [_row_document(row) for row in report.worst_rows if shown(row)],
+        "splits": report.coverage and _coverage_document(report.coverage),
+        "float32": report.float32 and _effect_document(report.float32),
     }
 
 
-def _kind_document(result: KindResult) -> dict[str, object]:
+def _of_outputs(
+    outputs: Sequence[Mapping[str, KindResult]], shown: Callable[[WorstRow], bool], room: float
+) -> list[WorstRow | None]:
+    """The worst row of each output that is shown, those of the worst outputs first while there is room."""
+    found = [
+        merged(result for result in kinds.values() if result.worst and shown(result.worst)).worst
+        for kinds in outputs
+    ]
+    for row, k in sorted(((row, k) for k, row in enumerate(found) if row), key=lambda x: severity(x[0])):
+        room -= len(row.values) + 2 * len(row.scores)
+        if room < 0:
+            found[k] = None
+    return found
+
+
+def _coverage_document(coverage: Coverage) -> dict[str, object]:
+    return {
+        "splits": coverage.splits,
+        "distinct": coverage.distinct,
+        "reached": coverage.reached,
+        "decisive": coverage.decisive,
+        "by_offset": {f"{offset:+d}": count for offset, count in coverage.by_offset},
+    }
+
+
+def _effect_document(effect: Float32Effect) -> dict[str, object]:
+    return {
+        "rows": effect.rows,
+        "labels_changed": effect.labels_changed,
+        "scores_changed": effect.scores_changed,
+        "max_change": _plain(effect.max_change),
+    }
+
+
+def _figures(result: KindResult | ParityReport) -> dict[str, object]:
     return {
         "rows": result.rows,
         "refused": result.refused,
@@ -197,6 +252,10 @@ def _row_document(row: WorstRow) -> dict[str, object]:
         "abs_error": _plain(row.abs_error),
         "rel_error": _plain(row.rel_error),
     }
+
+
+def _first(rows: object) -> list[object]:
+    return rows[:1] if isinstance(rows, list) else []
 
 
 def _plain(value: Label) -> Label:
@@ -226,95 +285,3 @@ def _row_text(row: WorstRow, features: Sequence[str]) -> str:
     found = ", ".join(f"{x:.7g}" for x in row.scores[:8])
     wanted = ", ".join(f"{x:.7g}" for x in row.expected_scores[:8])
     return f"worst row ({row.kind}): {labels}scores [{found}] for [{wanted}] at {shown}{more}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    def cell(value: object) -> str:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = (
-            f"{value:.3g}"
-            if isinstance(value, float)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else str(value)
-        )
-        return f"<td{' class=n' if number else ''}>{html.escape(shown)}</td>"
-
-    titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(cell(value) for value in row)}</tr>\n" for row in rows)
-    return f"<table><thead><tr>{titles}</tr></thead>\n<tbody>\n{body}</tbody></table>\n"
-
-
-def _page(report: ParityReport) -> str:
-    verdict, style = ("passed", "pass") if report.passed else ("failed", "fail")
-    kinds = [
-        [
-            k,
-            r.rows,
-            r.label_mismatches,
-            r.score_mismatches,
-            r.ties,
-            r.refused,
-            r.max_abs_error,
-            r.max_rel_error,
-        ]
-        for k, r in report.by_probe_kind.items()
-    ]
-    facts: list[list[object]] = [
-        ["rows compared", report.rows],
-        ["wrong labels", report.label_mismatches],
-        ["wrong scores", report.score_mismatches],
-        ["ties (either label is right)", report.ties],
-        ["rows the pipeline refuses", report.refused],
-        ["largest absolute error", report.max_abs_error],
-        ["largest error relative to max(1, |reference|)", report.max_rel_error],
-        ["tolerance", f"{report.tolerance:g}"],
-        ["arithmetic in the graph", report.arithmetic or "unknown"],
-        ["seed", report.seed],
-    ]
-    facts += [["remedy", text] for text in report.remedies]
-    facts += [["note", text] for text in report.notes]
-    if report.coverage is not None:
-        c = report.coverage
-        offsets = ", ".join(f"{count:,} rows at {offset:+d}" for offset, count in c.by_offset)
-        facts += [
-            ["splits", f"{c.splits:,} with {c.distinct:,} distinct thresholds"],
-            ["splits reached by their threshold rows", f"{c.reached:,}, {c.decisive:,} of them decisively"],
-            ["threshold rows by distance in float32 values", offsets],
-        ]
-    if report.float32 is not None:
-        e = report.float32
-        figures = f"{e.labels_changed:,} labels and {e.scores_changed:,} scores of {e.rows:,}"
-        facts.append(["training rows that float32 changes", f"{figures}, by up to {e.max_change:.3g}"])
-    worst = [
-        [
-            row.kind,
-            "" if row.label is None else repr(row.label),
-            "" if row.expected_label is None else repr(row.expected_label),
-            row.abs_error,
-            row.rel_error,
-            " ".join(f"{x:.7g}" for x in row.scores),
-            " ".join(f"{x:.7g}" for x in row.expected_scores),
-            " ".join(map(_cell, row.values)),
-        ]
-        for row in report.worst_rows
-    ]
-    kind_head = (
-        "kind",
-        "rows",
-        "wrong labels",
-        "wrong scores",
-        "ties",
-        "refused",
-        "largest error",
-        "relative",
-    )
-    worst_head = ("kind", "label", "expected", "error", "relative", "scores", "expected scores", "row")
-    return (
-        "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Parity {verdict}</title><style>{_STYLE}</style>\n"
-        f"<h1>Parity <span class={style}>{verdict}</span></h1>\n<p><code>{report.digest or ''}</code></p>\n"
-        f"{_table(('what', 'figure'), facts)}<h2>By kind of row</h2>\n{_table(kind_head, kinds)}"
-        f"<h2>Worst rows</h2>\n<p>Columns: {html.escape(', '.join(report.features))}</p>\n"
-        f"{_table(worst_head, worst)}</html>\n"
-    )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.exceptions import NotFittedError
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.isotonic import IsotonicRegression
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -110,11 +111,16 @@ def _check_fitted(pipeline: Any) -> None:
         if isinstance(step, Pipeline):
             _check_fitted(step)
             continue
+        kind = f"the class {step.__name__}" if isinstance(step, type) else type(step).__name__
+        where = f"step {name!r} ({kind})" if name else kind
         try:
             check_is_fitted(step)
-        except (NotFittedError, TypeError) as e:
-            where = f"step {name!r} ({type(step).__name__})" if name else type(step).__name__
+        except NotFittedError as e:
             raise UnsupportedPipeline(f"{where} is not fitted; call pipeline.fit(X, y) first") from e
+        except (AttributeError, TypeError) as e:
+            raise UnsupportedPipeline(
+                f"{where} is not an estimator of scikit-learn; pass a fitted pipeline of its own estimators"
+            ) from e
 
 
 def _task(last: Any) -> Task:
@@ -132,12 +138,18 @@ def _task(last: Any) -> Task:
 def _score(pipeline: Any, last: Any, task: Task) -> Score:
     if task == "regressor":
         return "predict"
-    if hasattr(pipeline, "predict_proba"):
+    if hasattr(pipeline, "predict_proba") and not _votes_in_pairs(last):
         return "predict_proba"
     if task == "clusterer":
         centred = hasattr(last, "transform") or hasattr(last, "cluster_centers_")
         return "negative_distance" if centred else "predict"
     return "decision_function" if hasattr(pipeline, "decision_function") else "predict"
+
+
+def _votes_in_pairs(last: Any) -> bool:
+    """A Gaussian process of one model per pair of classes has a predict_proba that only raises."""
+    pairs = isinstance(last, GaussianProcessClassifier) and last.multi_class == "one_vs_one"
+    return pairs and len(last.classes_) > 2
 
 
 def _first(fitted: Any) -> Any:
@@ -155,10 +167,20 @@ def _width(pipeline: Any) -> int:
     except AttributeError as e:
         if isinstance(first, IsotonicRegression):
             return 1
+        if _takes_no_table(first):
+            raise UnsupportedPipeline(
+                f"{type(first).__name__} takes text or dictionaries, and devices send rows of numbers and categories; "
+                "do this step before the pipeline and convert what follows it"
+            ) from e
         raise UnsupportedPipeline(
             f"{type(first).__name__} does not say how many columns it takes (n_features_in_); "
             "put a step that does before it, such as a scaler"
         ) from e
+
+
+def _takes_no_table(first: Any) -> bool:
+    tags = getattr(first, "__sklearn_tags__", None)
+    return tags is not None and not tags().input_tags.two_d_array
 
 
 def _clusters(last: Any) -> int:

@@ -8,7 +8,7 @@ value, NaN for a missing one.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,6 +27,8 @@ InputDtype = Literal["float32", "float64"]
 
 STRANGERS: Final = ("", " ", "nan", "None", "\N{SNOWMAN}", "0", "no such category", "x" * 200, "\u0130\u0307")
 """Values that no vocabulary should know; those that one does know are left out."""
+
+_TRIED: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,10 +115,12 @@ def read(signature: Signature, X: Any, *, vocabularies: tuple[tuple[Label, ...] 
     """
     if hasattr(X, "toarray"):
         raise UnsupportedPipeline("X is a sparse matrix, and devices send dense rows; pass X.toarray()")
+    if np.ma.isMaskedArray(X):
+        raise InputError("type", "X is a masked array; pass X.filled(numpy.nan), or fill its gaps otherwise")
+    if hasattr(X, "collect"):
+        raise InputError("type", "X is a lazy frame, which holds no rows yet; pass X.collect()")
     if not hasattr(X, "columns"):
-        X = np.asarray(X)
-        if X.dtype.kind in "US":
-            X = X.astype(object)
+        X = _array(X)
     names = _names(signature, X)
     shape = tuple(X.shape)
     if len(shape) != 2 or shape[1] != signature.width or not shape[0]:
@@ -126,9 +130,9 @@ def read(signature: Signature, X: Any, *, vocabularies: tuple[tuple[Label, ...] 
     if isinstance(X, np.ndarray) and X.dtype.kind in "biuf":
         wide = X.astype(np.float64)
         columns = tuple(Column(name, None, math.nan, list) for name in names)
-        return _checked(
-            Table(columns=columns, given=X, wide=wide, assemble=_assembler(signature, wide, _framed(names)))
-        )
+        frame = _assembler(signature, wide, _framed(names))
+        given = X if frame is None else frame(list(wide.T))
+        return _checked(Table(columns=columns, given=given, wide=wide, assemble=frame))
     known = known_values(signature.pipeline, signature.width)
     fixed = vocabularies or (None,) * len(names)
     series = [X[:, j] for j in range(len(names))] if isinstance(X, np.ndarray) else [X[c] for c in X.columns]
@@ -136,12 +140,27 @@ def read(signature: Signature, X: Any, *, vocabularies: tuple[tuple[Label, ...] 
         _read_column(name, one, values, vocabulary)
         for name, one, values, vocabulary in zip(names, series, known, fixed, strict=True)
     ]
+    if not vocabularies:
+        at = [j for j, (column, _) in enumerate(parts) if column.vocabulary is None and _in_doubt(series[j])]
+        numbers = {j: parts[j][1] for j in at}
+        if not _alike(signature, X, numbers):
+            for j in at:
+                if not _alike(signature, X, {j: numbers[j]}):
+                    parts[j] = _read_column(names[j], series[j], known[j], None, categorical=True)
     wide = np.stack([codes for _, codes in parts], axis=1)
     columns = tuple(column for column, _ in parts)
     assemble: Callable[[list[Any]], Any] | None = _objects if isinstance(X, np.ndarray) else _like(X)
     if assemble is not None and all(column.vocabulary is None for column in columns):
         assemble = _assembler(signature, wide, assemble)
     return _checked(Table(columns=columns, given=X, wide=wide, assemble=assemble))
+
+
+def _array(X: Any) -> NDArray[Any]:
+    try:
+        found = np.asarray(X)
+    except ValueError as e:
+        raise InputError("width", f"X is no table ({e}); give every row the same number of values") from e
+    return found.astype(object) if found.dtype.kind in "US" else found
 
 
 def training_digest(table: Table, y: Any) -> Digest:
@@ -202,13 +221,18 @@ def _checked(table: Table) -> Table:
 
 
 def _read_column(
-    name: str, series: Any, known: Iterable[Label], fixed: tuple[Label, ...] | None
+    name: str,
+    series: Any,
+    known: Iterable[Label],
+    fixed: tuple[Label, ...] | None,
+    *,
+    categorical: bool = False,
 ) -> tuple[Column, NDArray[np.float64]]:
     """A column and its numbers or codes (n,)."""
     values = series.tolist() if hasattr(series, "tolist") else series.to_list()
     absent = [_is_missing(value) for value in values]
     present = [value for value, gone in zip(values, absent, strict=True) if not gone]
-    categorical = type(getattr(series, "dtype", None)).__name__ in ("CategoricalDtype", "Categorical", "Enum")
+    categorical = categorical or _kind(series) in ("CategoricalDtype", "Categorical", "Enum")
     if (
         fixed is None
         and not categorical
@@ -235,7 +259,59 @@ def _read_column(
     codes = np.full(len(values), math.nan)
     codes[~np.array(absent, bool)] = [place.get(v, -1.0) for v in plain]
     missing = next((value for value, gone in zip(values, absent, strict=True) if gone), math.nan)
-    return Column(name, vocabulary, missing, _rebuilder(series)), codes
+    # polars knows no missing value but null: a NaN in a column of text would become a text.
+    return Column(name, vocabulary, None if _is_polars(series) else missing, _rebuilder(series)), codes
+
+
+def _kind(series: Any) -> str:
+    return type(getattr(series, "dtype", None)).__name__
+
+
+def _is_polars(series: Any) -> bool:
+    return hasattr(series, "to_list") and not hasattr(series, "iloc")
+
+
+def _in_doubt(series: Any) -> bool:
+    """Whether a column of numbers may be more: it holds Python objects, or truth values or None in no numeric dtype."""
+    kind = getattr(getattr(series, "dtype", None), "kind", "")  # polars has none
+    if kind == "O":
+        return True
+    if _kind(series).startswith("Float") or (kind and kind in "biuf"):
+        return False
+    values = series.tolist() if hasattr(series, "tolist") else series.to_list()
+    return bool({type(value).__name__ for value in values} & {"bool", "NoneType", "NAType"})
+
+
+def _alike(signature: Signature, X: Any, numbers: Mapping[int, NDArray[np.float64]]) -> bool:
+    """Whether the pipeline answers the same when columns come as float64 ``numbers`` (n,), NaN for missing.
+
+    An encoder that was fitted on None beside True and False knows no NaN.
+    """
+    if not numbers:
+        return True
+    gone = np.isnan(np.stack(list(numbers.values()))).any(axis=0)
+    at = np.sort(np.concatenate([np.flatnonzero(gone)[:_TRIED], np.flatnonzero(~gone)[:_TRIED]]))
+    some = X.iloc[at] if hasattr(X, "iloc") else X[at]
+    if isinstance(some, np.ndarray):
+        changed = some.copy()
+        for j, values in numbers.items():
+            changed[:, j] = values[at]
+    else:
+        columns = {name: some[name] for name in some.columns}
+        columns |= {some.columns[j]: values[at] for j, values in numbers.items()}
+        changed = type(X)(columns)
+    ask = getattr(signature.pipeline, signature.score, signature.pipeline.predict)
+    with by_position():
+        try:
+            given = ask(some)
+        except (ValueError, TypeError, KeyError):
+            return True  # what is wrong with these rows is found and named later
+        try:
+            found = ask(changed)
+        except (ValueError, TypeError, KeyError):
+            return False
+    exact = np.asarray(given).dtype.kind == "f"
+    return np.array_equal(np.asarray(given), np.asarray(found), equal_nan=exact)
 
 
 def _is_missing(value: Any) -> bool:
@@ -247,11 +323,20 @@ def _is_missing(value: Any) -> bool:
 def _rebuilder(series: Any) -> Callable[[list[Any]], Any]:
     if isinstance(series, np.ndarray):
         return list
-    if hasattr(series, "to_list") and not hasattr(series, "iloc"):  # polars
-        return lambda values: type(series)(values=values, dtype=series.dtype, strict=False)
-    if type(getattr(series, "dtype", None)).__name__ == "CategoricalDtype":
+    if _is_polars(series):
+        return lambda values: _polars(series, values)
+    if _kind(series) == "CategoricalDtype":
         return lambda values: _categorical(series, values)
     return lambda values: type(series)(values, dtype=series.dtype)
+
+
+def _polars(series: Any, values: list[Any]) -> Any:
+    """``values`` as a polars column of the same dtype; as text where they are strangers to an Enum.
+
+    Raises `TypeError` where the dtype cannot hold them.
+    """
+    foreign = _kind(series) == "Enum" and not set(values) <= {None, *series.dtype.categories.to_list()}
+    return type(series)(values=values, dtype=None if foreign else series.dtype)
 
 
 def _categorical(series: Any, values: list[Any]) -> Any:

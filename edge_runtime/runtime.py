@@ -28,6 +28,9 @@ RING_ROWS: Final = 256
 RING_BYTES: Final = 1 << 20
 """Wide rows get a shorter ring: its rows and scores together stay below this."""
 
+MOST_BLAMED: Final = 1024
+"""Wider rows are refused without naming the feature to blame: finding it takes a prediction per feature."""
+
 TURNS: Final = 8
 
 _vdot: Final = np.vdot
@@ -212,8 +215,9 @@ class Runtime:
         absent name mean missing. The caller owns the arrays of the answer.
 
         Raises:
-            InputError: a row breaks the schema; the message names row and feature. Nothing was predicted for any row
-                of the call, and each is counted as refused under the error's ``reason``.
+            InputError: a row breaks the schema, or is one that the pipeline refuses itself; the message names row and
+                feature. Nothing was predicted for any row of the call, and each is counted as refused under the
+                error's ``reason``.
             ArtifactError: the graph failed, or answered what its manifest does not allow; counted as failed.
             BudgetExceeded: a batch does not fit into memory; counted as failed.
         """
@@ -239,6 +243,8 @@ class Runtime:
             except Block.failures as e:
                 self._fail(1, f"the graph failed on one row: {e}", e)
             score = copy_score()
+            if _vdot(score, serving.no_score) != 0.0:
+                self._check_scores(serving, row[None], score[None])
             raw = serving.raw[slot]
             if not 0 <= raw < serving.classes:
                 self._fail(1, f"the graph answered class {raw}; the manifest has {serving.classes}")
@@ -304,6 +310,7 @@ class Runtime:
             except (ArtifactError, BudgetExceeded):
                 self._failed += len(table)
                 raise
+            self._check_scores(serving, table, score)
             if len(table):
                 self._flush()  # rows are counted in the order they came
                 serving.binner.observe(table, np.zeros(len(table), np.int64) if raw is None else raw, score)
@@ -417,6 +424,22 @@ class Runtime:
             self._refuse(e.reason, len(table))
             raise
 
+    def _check_scores(self, serving: "_Serving", table: Rows, scores: Scores) -> None:
+        """Refuses rows without an answer: a NaN among the scores (n, C) of a model whose pipeline never gives one."""
+        if serving.undefined:
+            return
+        missing = np.isnan(scores).any(axis=1)
+        if not missing.any():
+            return
+        i = int(missing.argmax())
+        where = f"row {i}: " if len(table) > 1 else ""
+        try:
+            columns = serving.without_answer(table[i])
+        except (ArtifactError, BudgetExceeded):
+            columns = []  # then no feature is named
+        self._refuse("undefined", len(table))
+        raise InputError("undefined", f"{where}{self._schema.no_answer(table[i], columns)}")
+
     def _refuse(self, reason: str, rows: int) -> None:
         self._refused[reason] = self._refused.get(reason, 0) + rows
 
@@ -438,9 +461,11 @@ class _Serving:
         "labels",
         "last",
         "no_labels",
+        "no_score",
         "offsets",
         "raw",
         "slots",
+        "undefined",
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -456,6 +481,8 @@ class _Serving:
             zip(block.rows, block.runs, [score.copy for score in block.scores], strict=True)
         )
         self.no_labels: Final = np.zeros(size, np.int64)
+        self.no_score: Final = np.zeros(engine.width, np.float32)
+        self.undefined: Final = manifest.undefined
         single = block.labels is not None and block.labels.ndim == 1
         self.raw: Final = (block.labels if single else self.no_labels).data  # type: ignore[union-attr]
         self.labels: Final[tuple[Label, ...] | None] = manifest.labels or None
@@ -466,6 +493,16 @@ class _Serving:
         self.offsets: Final = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
         self.binner: Final = Binner(engine.info.reference.spec, probabilities=manifest.probabilities)
 
+    def without_answer(self, row: Rows) -> list[int]:
+        """The columns of ``row`` (F,) that are to blame for a NaN score: with a golden row's value it has none."""
+        known = self.engine.info.golden.rows
+        if self.engine.features > MOST_BLAMED or not len(known):
+            return []
+        trial = np.repeat(row[None], self.engine.features, axis=0)
+        np.fill_diagonal(trial, known[0])
+        _, scores = self.engine.run(trial)
+        return [int(j) for j in np.flatnonzero(~np.isnan(scores).any(axis=1))]
+
     def labels_of(self, raw: NDArray[np.int64] | None) -> NDArray[Any] | None:
         """The labels of indices (n,) or (n, K); ``offsets`` (K,) says where each output's labels start."""
         if raw is None or self.label_array is None:
@@ -475,9 +512,12 @@ class _Serving:
 
 
 def _label_array(labels: tuple[Label, ...]) -> NDArray[Any]:
-    """Labels as an array that keeps their type: labels of several types stay Python objects."""
+    """Labels as an array that keeps type and value: where numpy's own types do not, labels stay Python objects."""
     if len({type(label) for label in labels}) == 1:
-        return np.array(labels)
+        made = np.array(labels)
+        # Large integers become floats beside small ones, and text loses a NUL at its end.
+        if [(type(value), value) for value in made.tolist()] == [(type(label), label) for label in labels]:
+            return made
     found = np.empty(len(labels), object)
     found[:] = labels
     return found

@@ -103,6 +103,19 @@ class Schema:
             raise InputError("missing", f"{where} is missing and the model does not accept that")
         raise InputError("non_finite", f"{where} is {table[i, j]}; a finite {self.dtype} number is needed")
 
+    def no_answer(self, row: Rows, columns: Sequence[int]) -> str:
+        """Why a packed ``row`` (F,) that accepts every check has no answer, where one of ``columns`` is to blame."""
+        if not columns:
+            return "the model has no answer for this combination of values, which its pipeline refuses"
+        named = " and ".join(f"feature {self.names[j]!r} is {self._shown(row[j], j)}" for j in columns[:3])
+        return f"{named}, for which the model has no answer: its pipeline refuses such rows"
+
+    def _shown(self, value: Any, j: int) -> str:
+        vocabulary = self._features[j].vocabulary
+        if not vocabulary or np.isnan(value):
+            return "missing" if np.isnan(value) else f"{value:g}"
+        return repr(vocabulary[int(value)]) if value >= 0 else "unknown"
+
     def _from_array(self, rows: NDArray[Any]) -> tuple[Rows, bool]:
         if hasattr(rows, "mask"):
             raise InputError(
@@ -120,11 +133,13 @@ class Schema:
         return table, rows.ndim == 1
 
     def _from_frame(self, frame: Any) -> Rows:
-        columns = list(frame.columns)
-        for name in columns:
-            if not isinstance(name, str) or name not in self._columns:
-                hint = nearest(str(name), self.names)
-                raise InputError("unknown_feature", f"the model has no feature {name!r}{hint}")
+        given = list(frame.columns)
+        columns = [str(name) for name in given]  # as the converter names columns: frames may number theirs
+        for name, text in zip(given, columns, strict=True):
+            if text not in self._columns:
+                raise InputError(
+                    "unknown_feature", f"the model has no feature {name!r}{nearest(text, self.names)}"
+                )
         if len(columns) != len(set(columns)):
             twice = next(name for name in columns if columns.count(name) > 1)
             raise InputError("unknown_feature", f"the data frame has two columns {twice!r}")
@@ -133,7 +148,7 @@ class Schema:
             raise InputError("missing", f"the data frame has no column {absent[0]!r}")
         table = np.empty((len(frame), len(self.names)), self.dtype)
         for j, name in enumerate(self.names):
-            column = np.asarray(frame[name])
+            column = np.asarray(frame[given[columns.index(name)]])
             if column.dtype.kind in _NUMERIC_KINDS and j not in self._codes:
                 with np.errstate(over="ignore"):
                     table[:, j] = column

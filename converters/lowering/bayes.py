@@ -114,7 +114,7 @@ def _bernoulli(g: Lowering, fitted: BernoulliNB, x: Value) -> Value:
 @rule("log_density", CategoricalNB)
 def _categorical(g: Lowering, fitted: CategoricalNB, x: Value) -> Value:
     _finite(g, fitted, *fitted.feature_log_prob_, fitted.class_log_prior_)
-    g.note("a category that CategoricalNB does not know raises in scikit-learn; here its row scores NaN")
+    g.note("a category that CategoricalNB does not know raises in scikit-learn; devices refuse the row")
     counts = np.array([table.shape[1] for table in fitted.feature_log_prob_], np.float64)
     inside = g.binary("And", g.binary("Greater", x, -1.0), g.binary("Less", x, counts))
     codes = g.cast(g.where(inside, x, 0.0), "int64")

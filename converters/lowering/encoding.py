@@ -36,6 +36,8 @@ def _encode(g: Lowering, fitted: Any, x: Value) -> Value:
         vocabulary = x.vocabularies[j] if x.vocabularies else None
         if vocabulary is None:
             values, index = _numbers(g, fitted, x, j)
+            if getattr(fitted, "handle_unknown", "ignore") == "error":
+                g.bar(g.binary("Equal", index, 0))
         else:
             values, index = [*vocabulary, _missing(g, fitted, j)], _codes(g, x, j, len(vocabulary))
         parts.append(g.take(_table(fitted, j, values)[:, block], index))
@@ -95,7 +97,7 @@ def _missing(g: Lowering, fitted: Any, j: int) -> Any:
 def _table(fitted: Any, j: int, values: Sequence[Label | Any]) -> Wide:
     """(1 + V, W): the encoder's answers to a value never seen and to ``values`` in column ``j``.
 
-    0 for values that the encoder refuses: such rows get no answer at all.
+    0 for values that the encoder refuses: such rows get no answer at all (`Lowering.bar`; codes are not even packed).
     """
     known = [_is_known(fitted.categories_[j], value) for value in values]
     asked = [value for value, seen in zip(values, known, strict=True) if seen]

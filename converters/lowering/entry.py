@@ -45,6 +45,8 @@ def lower(
         score = _indicator(g, signature)
     else:
         score = g.call(signature.pipeline, signature.score, x)
+    for rows in g.barred:
+        score = g.where(g.column(rows), np.nan, score)
     _output(g, g.cast(score, "float32"), SCORE)
     return g
 

@@ -88,8 +88,6 @@ class _Outside:
 @rule("transform", SplineTransformer)
 def _splines(g: Lowering, fitted: SplineTransformer, x: Value) -> Value:
     numbers_only(g, fitted, x)
-    if fitted.extrapolation == "error":
-        raise g.refuse(fitted, "raises for values beyond its knots", "fit with another extrapolation")
     fails = fitted.extrapolation == "constant" or (
         fitted.extrapolation == "periodic" and fitted.sparse_output
     )
@@ -100,6 +98,13 @@ def _splines(g: Lowering, fitted: SplineTransformer, x: Value) -> Value:
             "fit with extrapolation='continue' or a higher degree",
         )
     knots = np.array([spline.t for spline in fitted.bsplines_], np.float64)
+    if fitted.extrapolation == "error":
+        beyond = [
+            g.binary("Less", x, knots[:, fitted.degree]),
+            g.binary("Greater", x, knots[:, -fitted.degree - 1]),
+        ]
+        for side in beyond:
+            g.bar(g.cast(g.reduce("Max", g.cast(side, "int64"), keepdims=False), "bool"))
     inside = _wrapped(g, fitted, x, knots) if fitted.extrapolation == "periodic" else x
     made = _basis(g, fitted, inside, knots)
     size = made.width

@@ -41,6 +41,20 @@ _ATAN: Final = (
     (1.0, 24.85846490142306297962, 165.0270098316988542046, 432.8810604912902668951, 485.3903996359136964868,
      194.5506571482613964425),
 )  # fmt: skip
+# Cephes ndtr.c: erf up to 1, erfc from 1 to 8.
+_ERF: Final = (
+    (9.60497373987051638749, 90.0260197203842689217, 2232.00534594684319226, 7003.32514112805075473,
+     55592.3013010394962768),
+    (1.0, 33.5617141647503099647, 521.357949780152679795, 4594.32382970980127987, 22629.0000613890934246,
+     49267.3942608635921086),
+)  # fmt: skip
+_ERFC: Final = (
+    (2.46196981473530512524e-10, 0.564189564831068821977, 7.46321056442269912687, 48.6371970985681366614,
+     196.520832956077098242, 526.445194995477358631, 934.528527171957607540, 1027.55188689515710272,
+     557.535335369399327526),
+    (1.0, 13.2281951154744992508, 86.7072140885989742329, 354.937778887819891062, 975.708501743205489753,
+     1823.90916687909736289, 2246.33760818710981792, 1656.66309194161350182, 557.535340817727675546),
+)  # fmt: skip
 
 
 def numbers_only(g: Lowering, fitted: Any, x: Value) -> None:
@@ -111,6 +125,15 @@ def inverse_normal(g: Lowering, p: Value) -> Value:
     tail = g.sub(first, g.mul(inverse, _rational(g, inverse, _TAIL)))
     is_middle = g.binary("Greater", tail_p, float(np.exp(-2.0)))
     return g.where(is_middle, middle, g.where(upper, tail, g.unary("Neg", tail)))
+
+
+def erf(g: Lowering, x: Value) -> Value:
+    """The error function, as `scipy.special.erf` (Cephes); it is 1 beyond 6."""
+    x = clipped(g, x, -6.0, 6.0)
+    size, square = g.unary("Abs", x), g.mul(x, x)
+    near = g.mul(x, _rational(g, square, _ERF))
+    rest = g.mul(g.unary("Exp", g.unary("Neg", square)), _rational(g, size, _ERFC))
+    return g.where(g.binary("Less", size, 1.0), near, _signed(g, x, g.sub(1.0, rest)))
 
 
 def _padded(tables: Sequence[Wide], size: int) -> Wide:

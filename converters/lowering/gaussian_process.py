@@ -23,25 +23,12 @@ from sklearn.gaussian_process.kernels import (
     WhiteKernel,
 )
 
+from converters.lowering.functions import erf
 from converters.lowering.graph import Lowering, Value, Wide
 from converters.lowering.kernels import carries, squared_distances
 from converters.lowering.rules import rule
 
 _REMEDY: Final = "use sums and products of RBF, Matern, RationalQuadratic, DotProduct and ConstantKernel"
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
-
-
-def erf(g: Lowering, x: Value) -> Value:
-    """The error function of (n, W), within 1e-14: Gauss-Legendre quadrature of 2x/√π ∫ exp(-x²t²) dt over [0, 1].
-
-    With 32 points the error is below 4e-15 for |x| <= 6, beyond which erf is 1 in float64.
-    """
-    low, high = g.binary("Less", x, -6.0), g.binary("Greater", x, 6.0)
-    inner = g.where(low, -6.0, g.where(high, 6.0, x))
-    scaled = g.mul(g.reshape(inner, (-1, x.width, 1)), (_NODES + 1) / 2)
-    heights = g.unary("Exp", g.unary("Neg", g.mul(scaled, scaled)))
-    area = g.reduce("Sum", g.mul(heights, _WEIGHTS / 2), axis=2, keepdims=False)
-    return g.mul(g.mul(inner, 2.0 / math.sqrt(math.pi)), area)
 
 
 def covariance(g: Lowering, fitted: Any, kernel: Any, x: Value, rows: Wide) -> Value:
@@ -192,7 +179,9 @@ def _delegated(method: str) -> Callable[[Lowering, Any, Value], Value]:
     @rule(method, GaussianProcessClassifier)
     def _inner(g: Lowering, fitted: GaussianProcessClassifier, x: Value) -> Value:
         if fitted.n_classes_ > 2 and fitted.multi_class == "one_vs_one":
-            raise g.refuse(fitted, "has no probabilities for one_vs_one", "use multi_class='one_vs_rest'")
+            raise g.refuse(
+                fitted, "has one model per pair and no probabilities", "use multi_class='one_vs_rest'"
+            )
         return g.call(fitted.base_estimator_, method, x, "base_estimator_")
 
     return _inner

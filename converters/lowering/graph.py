@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from converters.optimize import INPUT, ML_DOMAIN
-from edge_runtime.contract.errors import UnsupportedPipeline
+from edge_runtime.contract.errors import SkiffError, UnsupportedPipeline
 from edge_runtime.contract.manifest import Label
 
 Dtype = Literal["float64", "float32", "int64", "bool"]
@@ -133,7 +133,10 @@ class Lowering:
         fallback: called for what has no rule; None refuses.
         notes: what a reader of the certificate should know, such as training rows inside the graph.
         edges: (raw column, values in the input's dtype) at which some step changes its answer.
+        doubts: what may be behind a proof that fails, with a remedy, for steps that search among training rows.
+        searches: whether some step answers by the nearest of its training rows, so that rows between them are tried.
         ensembles: tree ensembles whose splits are all over raw columns.
+        barred: vectors (n,) bool of rows that some step refuses; see `bar`.
     """
 
     width: int
@@ -145,7 +148,10 @@ class Lowering:
     nodes: list[NodeProto] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     edges: list[tuple[int, NDArray[np.floating]]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    searches: bool = False
     ensembles: list[Ensemble] = field(default_factory=list)
+    barred: list[Value] = field(default_factory=list)
     _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     _tensors: list[TensorProto] = field(default_factory=list)
     _results: dict[Any, Any] = field(default_factory=dict)
@@ -194,7 +200,7 @@ class Lowering:
         rule = self.rules.get((type(fitted), method))
         with self.inside(step):
             if rule is not None:
-                return rule(self, fitted, x)
+                return self._apply(rule, fitted, method, x)
             if self.fallback is not None:
                 return self.fallback(self, fitted, method, x)
             raise self.refuse(
@@ -202,6 +208,19 @@ class Lowering:
                 f"has no {method} that can be converted",
                 "use a step with a rule in converters/lowering",
             )
+
+    def _apply(self, rule: Rule, fitted: Any, method: str, x: Value) -> Value:
+        """What the rule makes; a state of ``fitted`` that nobody thought of is refused like any other."""
+        try:
+            return rule(self, fitted, x)
+        except SkiffError:
+            raise
+        except Exception as e:
+            raise self.refuse(
+                fitted,
+                f"is in a state that the rule for {method} does not know ({type(e).__name__}: {e})",
+                "report this as a bug, and use another step, or other options, in its place",
+            ) from e
 
     @contextmanager
     def inside(self, step: str) -> Iterator[None]:
@@ -227,10 +246,23 @@ class Lowering:
         where = f"step {'__'.join(self._path)!r} ({kind})" if self._path else kind
         return UnsupportedPipeline(f"{where} {reason}; {remedy}")
 
+    def bar(self, rows: Value) -> None:
+        """The step raises for rows where ``rows`` (n,) bool holds: their scores become NaN, and runtimes refuse them.
+
+        For steps whose answer would not become NaN by itself, whatever comes behind them.
+        """
+        self.barred.append(rows)
+
     def note(self, text: str) -> None:
         """Something a reader of the certificate should know; said once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def doubt(self, fitted: Any, reason: str, remedy: str) -> None:
+        """What to say, and to do, where the proof finds this step wrong; no refusal, for it may never matter."""
+        text = str(self.refuse(fitted, reason, remedy))
+        if text not in self.doubts:
+            self.doubts.append(text)
 
     # --- nodes -------------------------------------------------------------------------------------------------
 

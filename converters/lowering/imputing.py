@@ -27,13 +27,13 @@ class _Filling:
 
 @rule("transform", SimpleImputer)
 def _simple(g: Lowering, fitted: SimpleImputer, x: Value) -> Value:
-    missing = _missing(g, fitted, x)
+    missing = missing_mask(g, fitted, x)
     kept = np.arange(x.width) if fitted.keep_empty_features else np.flatnonzero(~_absent(fitted.statistics_))
     if not len(kept):
         raise g.refuse(fitted, "keeps no column", "drop columns without values before this step")
     source = g.select(x, kept)
     filling = _filling(g, fitted, source, kept)
-    made = g.where(_picked(g, missing, kept), filling.values, source)
+    made = g.where(picked_columns(g, missing, kept), filling.values, source)
     made = replace(
         made,
         vocabularies=filling.vocabularies if any(v is not None for v in filling.vocabularies) else (),
@@ -44,7 +44,7 @@ def _simple(g: Lowering, fitted: SimpleImputer, x: Value) -> Value:
     marked = np.asarray(fitted.indicator_.features_, np.int64)
     if not len(marked):
         return made
-    return g.concat([made, g.cast(_picked(g, missing, marked), "float64")])
+    return g.concat([made, g.cast(picked_columns(g, missing, marked), "float64")])
 
 
 @rule("transform", MissingIndicator)
@@ -52,7 +52,7 @@ def _indicator(g: Lowering, fitted: MissingIndicator, x: Value) -> Value:
     marked = np.asarray(fitted.features_, np.int64)
     if not len(marked):
         raise g.refuse(fitted, "marks no column", "drop the step, or fit with features='all'")
-    return g.cast(_picked(g, _missing(g, fitted, x), marked), "float64")
+    return g.cast(picked_columns(g, missing_mask(g, fitted, x), marked), "float64")
 
 
 def _absent(values: Any) -> NDArray[np.bool_]:
@@ -68,7 +68,7 @@ def _unspecific(missing_values: Any) -> bool:
     return isinstance(missing_values, float | np.floating) and bool(np.isnan(missing_values))
 
 
-def _missing(g: Lowering, fitted: Any, x: Value) -> Value:
+def missing_mask(g: Lowering, fitted: Any, x: Value) -> Value:
     """(n, W) bool: what counts as missing."""
     placeholder = fitted.missing_values
     if _unspecific(placeholder):
@@ -92,7 +92,8 @@ def _missing(g: Lowering, fitted: Any, x: Value) -> Value:
     return g.binary("Equal", x, wanted)
 
 
-def _picked(g: Lowering, mask: Value, columns: NDArray[np.int64]) -> Value:
+def picked_columns(g: Lowering, mask: Value, columns: NDArray[np.int64]) -> Value:
+    """Columns of a mask, in this order."""
     if np.array_equal(columns, np.arange(mask.width)):
         return mask
     return g.node("Gather", [mask, columns], (None, len(columns)), "bool", axis=1)

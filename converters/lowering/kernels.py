@@ -91,7 +91,7 @@ def _unit(g: Lowering, x: Value) -> Value:
 # --- libsvm ----------------------------------------------------------------------------------------------------
 
 
-def _decisions(g: Lowering, fitted: Any, x: Value) -> Value:
+def decisions(g: Lowering, fitted: Any, x: Value) -> Value:
     """(n, P): libsvm's own decision values, one per pair of classes i < j (above 0 means i), or one.
 
     Private attributes: they are what libsvm is given; the public ones flip their sign for two classes.
@@ -151,27 +151,27 @@ def _incidence(classes: int) -> tuple[Wide, Wide]:
 
 @rule("predict", *_REGRESSORS)
 def _support_regression(g: Lowering, fitted: Any, x: Value) -> Value:
-    return _decisions(g, fitted, x)
+    return decisions(g, fitted, x)
 
 
 @rule("decision_function", OneClassSVM)
 def _one_class_decision(g: Lowering, fitted: OneClassSVM, x: Value) -> Value:
-    return _decisions(g, fitted, x)
+    return decisions(g, fitted, x)
 
 
 @rule("score_samples", OneClassSVM)
 def _one_class_samples(g: Lowering, fitted: OneClassSVM, x: Value) -> Value:
-    return g.add(_decisions(g, fitted, x), np.asarray(fitted.offset_))
+    return g.add(decisions(g, fitted, x), np.asarray(fitted.offset_))
 
 
 @rule("predict", OneClassSVM)
 def _one_class_label(g: Lowering, fitted: OneClassSVM, x: Value) -> Value:
-    return g.cast(g.vector(g.binary("Greater", _decisions(g, fitted, x), 0.0)), "int64")
+    return g.cast(g.vector(g.binary("Greater", decisions(g, fitted, x), 0.0)), "int64")
 
 
 @rule("decision_function", *_MACHINES)
 def _support_decision(g: Lowering, fitted: Any, x: Value) -> Value:
-    values, classes = _decisions(g, fitted, x), len(fitted.classes_)
+    values, classes = decisions(g, fitted, x), len(fitted.classes_)
     if classes == 2:
         return g.unary("Neg", values)
     if fitted.decision_function_shape == "ovo":
@@ -191,20 +191,11 @@ def _support_label(g: Lowering, fitted: Any, x: Value) -> Value:
         raise g.refuse(fitted, "cannot break ties between pairs", "set decision_function_shape='ovr'")
     if fitted.break_ties and classes > 2:
         return g.argmax(g.call(fitted, "decision_function", x))
-    ahead = g.binary("Greater", _decisions(g, fitted, x), 0.0)
+    ahead = g.binary("Greater", decisions(g, fitted, x), 0.0)
     if classes == 2:
         return g.cast(g.vector(g.unary("Not", ahead)), "int64")
     first, second = _incidence(classes)
     return g.argmax(g.matmul(g.cast(ahead, "float64"), first - second, second.sum(axis=0)))
-
-
-@rule("predict_proba", *_MACHINES)
-def _support_probabilities(g: Lowering, fitted: Any, x: Value) -> Value:  # noqa: ARG001 (a rule's signature)
-    raise g.refuse(
-        fitted,
-        "computes probabilities by an iteration that stops early",
-        "fit it with probability=False and wrap it in CalibratedClassifierCV(ensemble=False)",
-    )
 
 
 # --- the others ------------------------------------------------------------------------------------------------

@@ -102,7 +102,10 @@ def dense(g: Lowering, fitted: Any, coef: Any) -> Wide:
 
 
 def affine(g: Lowering, fitted: Any, x: Value, coef: Any, intercept: Any) -> Value:
-    """``x @ coef.T + intercept``, (n, K): one node on the raw input where the steps before are affine."""
+    """``x @ coef.T + intercept``, (n, K): on the raw input where the steps before are affine.
+
+    Of the raw columns only those that ``x`` is made of: 0 times the NaN of another would be NaN.
+    """
     coef = dense(g, fitted, coef)
     if not np.isfinite(coef).all() or not np.isfinite(intercept).all():
         raise g.refuse(fitted, "has coefficients that are not finite", "scale the columns and fit again")
@@ -111,10 +114,11 @@ def affine(g: Lowering, fitted: Any, x: Value, coef: Any, intercept: Any) -> Val
     fold = x.fold
     if fold is None or not fold.complete or fold.slope is None or fold.offset is None:
         return g.matmul(x, weights.T, bias)
-    raw = np.zeros((g.width, len(weights)))
-    np.add.at(raw, fold.sources, (weights * fold.slope).T)
+    used, place = np.unique(fold.sources, return_inverse=True)
+    raw = np.zeros((len(used), len(weights)))
+    np.add.at(raw, place, (weights * fold.slope).T)
     moved = [math.fsum([b, *(w * fold.offset).tolist()]) for w, b in zip(weights, bias, strict=True)]
-    return g.matmul(g.cast(g.input, "float64"), raw, np.array(moved))
+    return g.matmul(g.select(g.cast(g.input, "float64"), used), raw, np.array(moved))
 
 
 def sign_index(g: Lowering, decision: Value) -> Value:

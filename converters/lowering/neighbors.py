@@ -1,18 +1,13 @@
 """Nearest neighbours: the training rows are constants of the graph, and every query measures its distance to all.
 
-Equal distances are the hard part. The rows are embedded in the order in which scikit-learn's search meets them, a
-tree's own or that of the training set, and TopK takes the first of equal ones. Distances are added up column by column
-like scikit-learn's, so that what is equal there is equal here: (0.1, 0.2, 0.3) and (0.3, 0.2, 0.1) may be equally far
-or not, by the order of the sum. One difference is left: of more equally far rows than there is room for, the search may
-drop others than the last, by the state of its heap, and a tree looks into the nearer leaf first. Where the training
-rows make that likely a note says so, and the edges lead the proof to such rows.
+Which rows are nearest, where several are equally far, is the matter of `converters.lowering.search`.
 """
 
 # ruff: noqa: SLF001 - what a fitted estimator learned is partly private to it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,124 +22,11 @@ from sklearn.neighbors import (
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 
 from converters.lowering.clusters import expanded_squares
-from converters.lowering.folding import note_edges
-from converters.lowering.graph import Dtype, Lowering, Shape, Value, Wide
+from converters.lowering.graph import Lowering, Value, Wide
 from converters.lowering.rules import rule
-
-_NAMES: Final = {
-    "euclidean": 2.0,
-    "l2": 2.0,
-    "manhattan": 1.0,
-    "cityblock": 1.0,
-    "l1": 1.0,
-    "chebyshev": np.inf,
-    "infinity": np.inf,
-}
-_UNROLLED: Final = 64
-"""Columns up to which distances are added up one by one; beyond, in one sum, whose order is ONNX Runtime's."""
-
-_REPEATING: Final = 64
-"""Distinct values up to which a column of the training rows counts as one that repeats itself."""
-
-
-# --- distances ----------------------------------------------------------------------------------------------------
-
-
-def training_order(g: Lowering, fitted: Any) -> NDArray[np.int64]:
-    """(N,) indices of the training rows in the order in which the search meets them."""
-    g.note(f"carries {fitted.n_samples_fit_} training rows ({type(fitted).__name__})")
-    if fitted._tree is None:
-        return np.arange(fitted.n_samples_fit_)
-    return np.asarray(fitted._tree.idx_array, np.int64)
-
-
-def reduced_distances(g: Lowering, fitted: Any, x: Value) -> tuple[Value, float]:
-    """(n, N) distances to the power p, in `training_order`, and p; the distances themselves, and 1, for p = inf."""
-    if not isinstance(fitted._fit_X, np.ndarray) and not hasattr(fitted._fit_X, "__array__"):
-        raise g.refuse(fitted, "was fitted on a sparse matrix", "fit on a dense array")
-    p, weights = _metric(g, fitted)
-    rows = np.asarray(fitted._fit_X, np.float64)[training_order(g, fitted)]
-    _expect_ties(g, x, rows)
-    if fitted._fit_method == "brute" and fitted.effective_metric_ == "euclidean":
-        return expanded_squares(g, x, rows), 2.0
-    return _sums(g, x, rows, p, weights), (1.0 if np.isinf(p) else p)
-
-
-def _expect_ties(g: Lowering, x: Value, rows: Wide) -> None:
-    """Lets the proof try the values of columns that repeat themselves: there distances are equal."""
-    repeating = [np.unique(column) for column in rows.T]
-    repeating = [values if len(values) <= _REPEATING else values[:0] for values in repeating]
-    if any(1 < len(values) < len(rows) for values in repeating):
-        g.note(
-            "has columns of few values: of training rows equally far from a query scikit-learn may take others, "
-            "by the state of its search"
-        )
-    for j, values in enumerate(repeating):
-        note_edges(g, x, j, values)
-
-
-def _metric(g: Lowering, fitted: Any) -> tuple[float, Wide | None]:
-    metric, options = fitted.effective_metric_, dict(fitted.effective_metric_params_)
-    if not isinstance(metric, str) or metric not in (*_NAMES, "minkowski"):
-        remedy = "use metric='minkowski', 'euclidean', 'manhattan' or 'chebyshev'"
-        raise g.refuse(fitted, f"has the metric {metric!r}", remedy)
-    p = float(options.pop("p", 2.0)) if metric == "minkowski" else _NAMES[metric]
-    weights = options.pop("w", None)
-    if options or (weights is not None and metric != "minkowski") or (np.isinf(p) and weights is not None):
-        raise g.refuse(
-            fitted, f"has the metric_params {fitted.metric_params!r}", "use metric_params={'w': …} or none"
-        )
-    return p, None if weights is None else np.asarray(weights, np.float64)
-
-
-def _sums(g: Lowering, x: Value, rows: Wide, p: float, weights: Wide | None) -> Value:
-    if x.width > _UNROLLED:
-        terms = _term(g, g.sub(g.reshape(x, (-1, 1, x.width)), rows[None]), p)
-        if weights is not None:
-            terms = g.mul(terms, weights)
-        return g.reduce("Max" if np.isinf(p) else "Sum", terms, axis=2, keepdims=False)
-    total: Value | None = None
-    for j in range(x.width):
-        term = _term(g, g.sub(g.select(x, [j]), rows[None, :, j]), p)
-        if weights is not None:
-            term = g.mul(term, float(weights[j]))
-        if total is None:
-            total = term
-        else:
-            total = g.node("Max", [total, term], total.shape) if np.isinf(p) else g.add(total, term)
-    assert total is not None, "scikit-learn fits on at least one column"
-    return total
-
-
-def _term(g: Lowering, apart: Value, p: float) -> Value:
-    if p == 2.0:
-        return g.mul(apart, apart)
-    size = g.unary("Abs", apart)
-    return size if p == 1.0 or np.isinf(p) else g.binary("Pow", size, p)
-
-
-def _root(g: Lowering, reduced: Value, p: float) -> Value:
-    if p == 1.0:
-        return reduced
-    return g.unary("Sqrt", reduced) if p == 2.0 else g.binary("Pow", reduced, 1.0 / p)
-
+from converters.lowering.search import nearest, reduced_distances, root, training_order
 
 # --- the k nearest ------------------------------------------------------------------------------------------------
-
-
-def nearest(g: Lowering, fitted: Any, x: Value, count: int) -> tuple[Value, Value]:
-    """(n, k) distances and int64 places in `training_order` of the k nearest rows, nearest first."""
-
-    def search() -> tuple[Value, Value]:
-        reduced, p = reduced_distances(g, fitted, x)
-        outputs: list[tuple[Shape, Dtype]] = [((None, count), "float64"), ((None, count), "int64")]
-        found, places = g.node_many(
-            "TopK", [reduced, np.array([count])], outputs, axis=1, largest=0, sorted=1
-        )
-        return _root(g, found, p), places
-
-    made: tuple[Value, Value] = g.memo((id(fitted), "nearest", x.name, count), search, fitted)
-    return made
 
 
 def _inverse(g: Lowering, distances: Value) -> Value:
@@ -224,7 +106,7 @@ def _within(g: Lowering, fitted: Any, x: Value) -> tuple[Value, Value]:
     if not _weighting(g, fitted):
         return ones, alone
     zero = g.cast(g.binary("Equal", reduced, 0.0), "float64")
-    inverse = g.where(near, g.div(1.0, _root(g, reduced, p)), 0.0)
+    inverse = g.where(near, g.div(1.0, root(g, reduced, p)), 0.0)
     return g.where(g.binary("Greater", g.reduce("Max", zero), 0.0), zero, inverse), alone
 
 
@@ -234,7 +116,7 @@ def _radius_blocks(g: Lowering, fitted: RadiusNeighborsClassifier, x: Value) -> 
     classes = fitted.classes_ if fitted.outputs_2d_ else [fitted.classes_]
     outliers = fitted.outlier_label_
     if outliers is None:
-        g.note("a row without neighbours in the radius raises in scikit-learn; here it scores NaN")
+        g.note("a row without neighbours in the radius raises in scikit-learn; devices refuse it")
     made = []
     for k, block in enumerate(_blocks(fitted, order)):
         instead = np.full(len(classes[k]), np.nan)

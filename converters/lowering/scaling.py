@@ -30,7 +30,7 @@ from converters.lowering.functions import (
 from converters.lowering.graph import Lowering, Value, Wide
 from converters.lowering.rules import rule
 
-_BOUND = 1e-7
+BOUND = 1e-7
 """scikit-learn's BOUNDS_THRESHOLD: how near to 0 and 1 a normal quantile may come."""
 
 
@@ -132,9 +132,9 @@ def _quantile(g: Lowering, fitted: QuantileTransformer, x: Value) -> Value:
         made = g.where(g.binary("Equal", x, highest), 1.0, made)
         made = g.where(g.binary("Equal", x, lowest), 0.0, made)
         return g.columnwise(x, made, fitted.transform)
-    made = g.where(g.binary("Greater", g.add(x, _BOUND), highest), 1.0, made)
-    made = g.where(g.binary("Less", g.sub(x, _BOUND), lowest), 0.0, made)
-    near_zero = _BOUND - np.spacing(1)
+    made = g.where(g.binary("Greater", g.add(x, BOUND), highest), 1.0, made)
+    made = g.where(g.binary("Less", g.sub(x, BOUND), lowest), 0.0, made)
+    near_zero = BOUND - np.spacing(1)
     low, high = stats.norm.ppf(near_zero), stats.norm.ppf(1 - near_zero)
     inner = inverse_normal(g, clipped(g, made, near_zero, 1 - near_zero))
     return g.columnwise(x, clipped(g, inner, float(low), float(high)), fitted.transform)
@@ -171,7 +171,9 @@ def _yeo_johnson(g: Lowering, x: Value, lambdas: Wide) -> Value:
 
 
 def _box_cox(g: Lowering, x: Value, lambdas: Wide) -> Value:
-    return _power_of(g, g.unary("Log", x), np.where(np.abs(lambdas) < 1e-19, 0.0, lambdas))
+    # scikit-learn refuses what is not positive; 0 would come out finite where the exponent is positive.
+    positive = g.where(g.binary("Greater", x, 0.0), x, np.nan)
+    return _power_of(g, g.unary("Log", positive), np.where(np.abs(lambdas) < 1e-19, 0.0, lambdas))
 
 
 def _power_of(g: Lowering, log: Value, exponents: Wide) -> Value:

@@ -18,10 +18,11 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from converters.lowering.functions import log1p
+from converters.lowering.functions import erf, log1p
 from converters.lowering.graph import Lowering, Value
 from converters.lowering.meta import interpolated
 from converters.lowering.rules import rule
+from converters.lowering.scaling import BOUND
 
 
 @rule("predict", TransformedTargetRegressor)
@@ -101,10 +102,14 @@ def _box_cox(g: Lowering, y: Value, power: float) -> Value:
 
 
 def _quantiles(g: Lowering, fitted: QuantileTransformer, y: Value) -> Value:
-    if fitted.output_distribution != "uniform":
-        raise g.refuse(fitted, "undoes a normal distribution", "set output_distribution='uniform'")
+    """Within 1e-7 of 0 and 1, where a normal distribution ends for scikit-learn, the ends of the table."""
     references = np.asarray(fitted.references_, np.float64)
     table = np.asarray(fitted.quantiles_, np.float64)
+    if fitted.output_distribution == "normal":
+        y = g.mul(g.add(erf(g, g.mul(y, float(np.sqrt(0.5)))), 1.0), 0.5)
+        low = g.binary("Less", g.sub(y, BOUND), 0.0)
+        high = g.binary("Greater", g.add(y, BOUND), 1.0)
+        y = g.where(low, 0.0, g.where(high, 1.0, y))
     return g.concat(
         [interpolated(g, g.select(y, [k]), references, table[:, k]) for k in range(table.shape[1])]
     )

@@ -135,7 +135,10 @@ def sums(g: Lowering, placed: Placed, base: Wide | None = None, *, precise: bool
     coarse = np.round(value / step) * step
     both = g.cast(_regressor(g, placed, np.concatenate([coarse, value - coarse], axis=1), None), "float64")
     width = value.shape[1]
-    made = g.add(g.select(both, np.arange(width)), g.select(both, np.arange(width, 2 * width)))
+    if width == 1:
+        made = g.reduce("Sum", both)
+    else:
+        made = g.add(g.select(both, np.arange(width)), g.select(both, np.arange(width, 2 * width)))
     return made if base is None else g.add(made, base)
 
 
@@ -311,7 +314,21 @@ def _labels_itself(placed: Placed) -> bool:
 
 @rule("score_samples", IsolationForest)
 def _isolation_scores(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
-    """``-2 ** (-depth / (trees * expected depth))``; each leaf holds its depth and what a tree below would add."""
+    return g.unary("Neg", _isolation(g, fitted, x))
+
+
+@rule("decision_function", IsolationForest)
+def _isolation_decision(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
+    return g.sub(-float(fitted.offset_), _isolation(g, fitted, x))
+
+
+def _isolation(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
+    """``2 ** (-depth / (trees * expected depth))``; each leaf holds its depth and what a tree below would add."""
+    made: Value = g.memo((id(fitted), "isolation", x.name), lambda: _isolation_power(g, fitted, x), fitted)
+    return made
+
+
+def _isolation_power(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
     members = [member.tree_ for member in fitted.estimators_]
     lengths = zip(fitted._decision_path_lengths, fitted._average_path_length_per_tree, strict=True)
     values = [(np.asarray(depth) + path - 1.0).reshape(-1, 1) for depth, path in lengths]
@@ -319,13 +336,8 @@ def _isolation_scores(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
     expected = len(members) * float(_average_path_length([fitted._max_samples])[0])
     depths = sums(g, place(g, fitted, x, trees, narrow=True), precise=True)
     # Where the trees had one training row all depths are 0, and the score is 2 ** -1 by definition.
-    power = g.unary("Neg", g.div(depths, expected)) if expected else g.sub(depths, 1.0)
-    return g.unary("Neg", g.binary("Pow", np.full((1, 1), 2.0), power))
-
-
-@rule("decision_function", IsolationForest)
-def _isolation_decision(g: Lowering, fitted: IsolationForest, x: Value) -> Value:
-    return g.sub(g.call(fitted, "score_samples", x), float(fitted.offset_))
+    power = g.div(depths, -expected) if expected else g.sub(depths, 1.0)
+    return g.binary("Pow", np.full((1, 1), 2.0), power)
 
 
 @rule("predict", IsolationForest)

@@ -86,6 +86,8 @@ class Manifest:
             ``predict_proba`` and ``predict`` (1 for the predicted label, 0 for the others); ``negative_distance`` is
             minus the distance to each centre of a clusterer.
         input_dtype: ``float32``, or ``float64`` where the pipeline's answers need it.
+        undefined: whether the pipeline itself answers some rows with NaN. Where it does not, a NaN score means that the
+            pipeline refuses the row.
     """
 
     name: ModelName
@@ -105,6 +107,7 @@ class Manifest:
     budgets: Budgets = Budgets()
     input_dtype: str = "float32"
     multilabels: tuple[tuple[Label, ...], ...] = ()
+    undefined: bool = False
 
     @property
     def probabilities(self) -> bool:
@@ -284,6 +287,8 @@ def _optional_document(manifest: Manifest) -> dict[str, object]:
         found["input_dtype"] = manifest.input_dtype
     if manifest.multilabels:
         found["multilabels"] = [list(labels) for labels in manifest.multilabels]
+    if manifest.undefined:
+        found["undefined"] = True
     return found
 
 
@@ -426,6 +431,7 @@ def _read_manifest(f: Fields) -> Manifest:
         ),
         input_dtype=f.text("input_dtype", "float32", choices=INPUT_DTYPES),
         multilabels=multilabels,
+        undefined=f.flag("undefined", False),
     )
 
 

@@ -1,4 +1,4 @@
-"""Every estimator of scikit-learn that predicts, fitted on plain numbers: does it convert and pass, and if not, why?
+"""Every estimator of scikit-learn that predicts or transforms: does it convert and pass, and if not, why?
 
 ``python -m tests.parity.coverage`` writes docs/reference/coverage.md; a test compares the page with a fresh run.
 """
@@ -8,11 +8,13 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sklearn
-from sklearn.base import ClassifierMixin, ClusterMixin, OutlierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, ClusterMixin, OutlierMixin, RegressorMixin, TransformerMixin
 from sklearn.datasets import make_classification
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,10 +25,15 @@ from converters import convert
 from edge_runtime.contract.errors import ParityError, UnsupportedPipeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "coverage.md"
-KINDS = ("classifier", "regressor", "outlier_detector", "cluster")
+MIXINS = {
+    "classifier": ClassifierMixin,
+    "regressor": RegressorMixin,
+    "outlier_detector": OutlierMixin,
+    "cluster": ClusterMixin,
+}
 PROBES = 800
 # What cannot be fitted without being told more.
-ARGUMENTS = {
+ARGUMENTS: dict[str, dict[str, Any]] = {
     "ClassifierChain": {"estimator": LogisticRegression()},
     "FixedThresholdClassifier": {"estimator": LogisticRegression()},
     "GridSearchCV": {"estimator": LogisticRegression(), "param_grid": {"C": [0.1, 1.0]}},
@@ -57,22 +64,70 @@ class Outcome:
     detail: str
 
 
+# The same for transformers, and fewer rounds where these would take long.
+TRANSFORMER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ColumnTransformer": {"transformers": [("a", StandardScaler(), [0, 1, 2]), ("b", "passthrough", [3, 4])]},
+    "DictionaryLearning": {"max_iter": 5},
+    "FeatureHasher": {"n_features": 16},
+    "FeatureUnion": {"transformer_list": [("a", StandardScaler()), ("b", PCA(2, random_state=0))]},
+    "GaussianRandomProjection": {"n_components": 3, "random_state": 0},
+    "HashingVectorizer": {"n_features": 16},
+    "LatentDirichletAllocation": {"max_iter": 2},
+    "MiniBatchDictionaryLearning": {"max_iter": 5},
+    "MissingIndicator": {"features": "all"},
+    "RandomTreesEmbedding": {"n_estimators": 10, "random_state": 0},
+    "RFE": {"estimator": Ridge(), "n_features_to_select": 3},
+    "RFECV": {"estimator": Ridge()},
+    "SelectFromModel": {"estimator": Ridge()},
+    "SelectKBest": {"k": 3},
+    "SequentialFeatureSelector": {"estimator": Ridge(), "n_features_to_select": 2},
+    "SparseCoder": {"dictionary": np.eye(5)},
+    "SparseRandomProjection": {"n_components": 3, "random_state": 0},
+    "StackingRegressor": ARGUMENTS["StackingRegressor"],
+    "StackingClassifier": ARGUMENTS["StackingClassifier"],
+    "VotingClassifier": ARGUMENTS["VotingClassifier"],
+    "VotingRegressor": ARGUMENTS["VotingRegressor"],
+}
+POSITIVE = (
+    "AdditiveChi2Sampler",
+    "LatentDirichletAllocation",
+    "MiniBatchNMF",
+    "NMF",
+    "SkewedChi2Sampler",
+    "TfidfTransformer",
+)
+WITH_HOLES = ("KNNImputer", "MissingIndicator", "SimpleImputer")
+# Their fit_transform gives the rows and the targets, which a Pipeline does not take; so their fit is called alone.
+PAIRED = ("CCA", "PLSCanonical", "PLSRegression", "PLSSVD")
+# What scikit-learn itself cannot put before an estimator, and why.
+NO_STEP = {
+    "IsotonicRegression": "gives a vector, which no step after it takes",
+    "LabelBinarizer": "takes labels, not rows",
+    "LabelEncoder": "takes labels, not rows",
+    "MultiLabelBinarizer": "takes labels, not rows",
+    "PatchExtractor": "takes images, not rows",
+    "TSNE": "has no transform for new rows",
+}
+CATEGORICAL = ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
+TEXT = ("CountVectorizer", "HashingVectorizer", "TfidfVectorizer")
+DICTS = ("DictVectorizer", "FeatureHasher")
+WORDS = np.array(["run", "walk", "rest"])
+
+
 def estimators():
-    """(kind, name, class) of everything with ``predict`` that scikit-learn lists, without repetition."""
-    seen = set()
-    for kind in KINDS:
-        for name, made in all_estimators(None):
-            tags = _kind(made)
-            if tags == kind and hasattr(made, "predict") and name not in seen:
-                seen.add(name)
+    """(kind, name, class) of all that scikit-learn lists with ``predict``, then of all that transforms."""
+    every = all_estimators(None)
+    for kind in MIXINS:
+        for name, made in every:
+            if hasattr(made, "predict") and _kind(made) == kind:
                 yield kind, name, made
+    for name, made in every:
+        if issubclass(made, TransformerMixin) or name in TEXT:
+            yield "transformer", name, made
 
 
 def _kind(made):
-    for kind, mixin in zip(KINDS, (ClassifierMixin, RegressorMixin, OutlierMixin, ClusterMixin), strict=True):
-        if issubclass(made, mixin):
-            return kind
-    return ""
+    return next((kind for kind, mixin in MIXINS.items() if issubclass(made, mixin)), "")
 
 
 def data():
@@ -115,12 +170,46 @@ def fitted(name, made, *, scaled=False):
     return pipeline, X
 
 
+def fitted_before(name, made):
+    """The transformer fitted on what it takes, before a logistic regression, and its rows."""
+    X, y = data()
+    arguments = dict(TRANSFORMER_ARGUMENTS.get(name, {}))
+    if "random_state" in inspect.signature(made).parameters:
+        arguments.setdefault("random_state", 0)
+    if name in POSITIVE:
+        X = np.abs(X)
+    if name in CATEGORICAL:
+        X = np.stack([WORDS[y], np.array(["a", "b", "c", "d"])[np.arange(len(y)) * 7 % 4]], axis=1).astype(
+            object
+        )
+    if name in TEXT:
+        X = np.array([" ".join(WORDS[[k, (i + k) % 3]]) for i, k in enumerate(y)], object)
+    if name in DICTS:
+        X = np.array([{"word": WORDS[k], "size": float(i)} for i, k in enumerate(y)], object)
+    if name in WITH_HOLES:
+        X[np.random.default_rng(0).random(X.shape) < 0.1] = np.nan
+    if name == "KernelCenterer":
+        X = X @ X.T
+    if name == "IsotonicRegression":
+        X = X[:, :1]
+    step, last = made(**arguments), LogisticRegression(max_iter=2000)
+    pipeline = make_pipeline(step, last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if name in PAIRED:
+            step.fit(X, np.eye(3)[y])
+            last.fit(step.transform(X), y)
+        else:
+            pipeline.fit(X, y)
+    return pipeline, X
+
+
 def outcome(kind, name, made):
     """Fits, converts and judges one estimator; anything but a proof or a refusal is an error and passes through."""
     try:
-        pipeline, X = fitted(name, made)
+        pipeline, X = fitted_before(name, made) if kind == "transformer" else fitted(name, made)
     except (ValueError, TypeError, NotImplementedError) as e:
-        return Outcome(kind, name, "not fitted", _first(e))
+        return Outcome(kind, name, "not fitted", NO_STEP.get(name, _first(e)))
     with tempfile.TemporaryDirectory() as folder:
         try:
             artifact = convert(pipeline, X, Path(folder) / "m.onnx", probes=PROBES)
@@ -140,10 +229,12 @@ def page(outcomes):
         "",
         "Made by `python -m tests.parity.coverage`; a test compares it with a fresh run. Each estimator is fitted with",
         f"its defaults on 120 rows of numbers (scikit-learn {sklearn.__version__}) and converted with about",
-        f"{PROBES:,} hostile rows.",
-        "*proven* means that every row agreed; *refused* that no file was written.",
+        f"{PROBES:,} hostile rows. A transformer stands before a logistic regression, on rows that it is made for:",
+        "numbers, counts, numbers with holes, categories, text.",
+        "*proven* means that every row agreed; *refused* that no file was written; *not fitted* that scikit-learn",
+        "itself cannot put it before an estimator.",
     ]
-    for kind in KINDS:
+    for kind in (*MIXINS, "transformer"):
         found = [o for o in outcomes if o.kind == kind]
         judged = [o for o in found if o.state != "not fitted"]
         proven = sum(o.state == "proven" for o in judged)

@@ -10,9 +10,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
-from converters import convert
+from converters import artifact as artifacts
+from converters import convert, gate
 from converters.lowering.rules import RULES
 from converters.parity import ParityFailure
+from edge_runtime.contract.errors import UnsupportedPipeline
 
 IRIS = load_iris()
 
@@ -74,3 +76,42 @@ def test_a_step_over_a_frame_with_text_is_named(wrong, tmp_path):
     pipeline = make_pipeline(columns, LogisticRegression()).fit(X, X["size"] > 0)
     wrong(StandardScaler, "transform")
     assert failure(pipeline, X, tmp_path).startswith("step 'columntransformer' (ColumnTransformer)")
+
+
+# ── what nobody thought of ends like any other refusal ─────────────────────────────────────────────────
+
+
+def refusal(pipeline, X, folder):
+    with pytest.raises(UnsupportedPipeline) as caught:
+        convert(pipeline, X, folder / "m.onnx", probes=500)
+    assert list(folder.iterdir()) == []
+    return str(caught.value)
+
+
+def test_a_rule_that_fails_refuses_its_step(monkeypatch, tmp_path):
+    def fails(g, fitted, x):
+        raise ZeroDivisionError("a state of its own")
+
+    monkeypatch.setitem(RULES, (StandardScaler, "transform"), fails)
+    pipeline = make_pipeline(MinMaxScaler(), StandardScaler(), LogisticRegression()).fit(
+        IRIS.data, IRIS.target
+    )
+    said = refusal(pipeline, IRIS.data, tmp_path)
+    assert said.startswith("step 'standardscaler' (StandardScaler) is in a state that the rule for transform")
+    assert "ZeroDivisionError: a state of its own" in said
+
+
+def test_a_graph_that_onnx_runtime_does_not_load_is_refused(monkeypatch, tmp_path):
+    def odd(g, fitted, x):
+        return g.node("MatMul", [x, np.zeros((7, 3))], (None, 3))
+
+    monkeypatch.setitem(RULES, (LogisticRegression, "predict_proba"), odd)
+    fitted = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
+    assert "LogisticRegression gives no usable file: " in refusal(fitted, IRIS.data, tmp_path)
+
+
+def test_a_file_that_is_too_large_is_refused_before_the_proof(monkeypatch, tmp_path):
+    monkeypatch.setattr(gate, "MAX_ARTIFACT_BYTES", 1000)
+    monkeypatch.setattr(artifacts, "compare", None)
+    fitted = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
+    assert "larger than the 1000 bytes allowed" in refusal(fitted, IRIS.data, tmp_path)

@@ -92,7 +92,7 @@ def inner(values: Values) -> list[int]:
 def test_the_untampered_graph_passes(case):
     report = case.check(case.tampered(lambda values: None))
     assert report.passed
-    assert report.rows == case.artifact.report.rows
+    assert report.rows == case.artifact.report.rows - len(Engine(case.artifact.path).info.golden.rows)
 
 
 @pytest.mark.parametrize("direction", [-1, 1])

@@ -38,7 +38,12 @@ def run(pipeline, rows, **options):
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"input": rows.astype(g.dtype)}), strict=True))
     return SimpleNamespace(
-        labels=found.get(LABEL), scores=found[SCORE], model=model, lowering=g, signature=signature
+        labels=found.get(LABEL),
+        scores=found[SCORE],
+        model=model,
+        session=session,
+        lowering=g,
+        signature=signature,
     )
 
 
@@ -92,5 +97,5 @@ def assert_equal(pipeline, rows, **options):
 
 def run_more(found, rows):
     """More rows through the graph of `run`."""
-    out = session_of(found.model).run(None, {"input": rows.astype(found.lowering.dtype)})
+    out = found.session.run(None, {"input": rows.astype(found.lowering.dtype)})
     return (out[0] if len(out) > 1 else None), out[-1]

@@ -38,7 +38,8 @@ class Tiny:
     """A linear model: softmax over ``rows @ weights.T + bias`` for a classifier, the sum itself for a regressor.
 
     One column of weights with two labels decides by its sign. With ``multilabels`` the columns are the blocks of the
-    outputs, side by side. Columns of categories are computed with as codes.
+    outputs, side by side. Columns of categories are computed with as codes. ``refuses`` says that a row whose score is
+    NaN is one that the pipeline refuses.
     """
 
     weights: NDArray[np.float32]
@@ -54,6 +55,7 @@ class Tiny:
     task: str = ""
     input_dtype: str = "float32"
     multilabels: tuple[tuple[Label, ...], ...] = ()
+    refuses: bool = False
 
     @cached_property
     def training(self) -> NDArray[np.floating]:
@@ -122,6 +124,7 @@ class Tiny:
             budgets=self.budgets,
             input_dtype=self.input_dtype,
             multilabels=self.multilabels,
+            undefined=not self.refuses and any(f.missing or f.infinite for f in self.features),
         )
 
     @cached_property

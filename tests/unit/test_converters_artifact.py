@@ -10,8 +10,10 @@ import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import CategoricalNB
+from sklearn.neighbors import RadiusNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OrdinalEncoder, PowerTransformer, SplineTransformer, StandardScaler
 
 import converters
 from converters import convert
@@ -21,6 +23,7 @@ from edge_runtime.contract.manifest import Budgets, agrees, read_info
 from edge_runtime.contract.onnx_metadata import MAX_METADATA_BYTES, read_metadata
 from edge_runtime.contract.profile import Binner, class_counts, merge_all
 from edge_runtime.engine import Engine
+from edge_runtime.runtime import Runtime
 from tests.parity.cases import classes_of, scaled_integers
 
 GROUPS = np.array(["wrist-b", "wrist-a", "wrist-c"])
@@ -124,6 +127,17 @@ def test_no_training_row_travels(artifact, X):
     assert [row["kind"] for row in worst] == ["random"]
     # Rows near training rows (a threshold row has all values but one of a real row) stay in the local report.
     assert {row.kind for row in artifact.report.worst_rows} > {"random"}
+
+
+def test_training_rows_travel_only_with_leave(forest, X, tmp_path):
+    info = read_info(convert(forest, X, tmp_path / "m.onnx", probes=500, real_rows=True).path.read_bytes())
+    training = {row.tobytes() for row in X.astype(np.float32)}
+    real = [row.tobytes() in training for row in info.golden.rows]
+    assert sum(real) == 32
+    assert info.certificate["real_rows"] is True
+    kinds = info.certificate["kinds"]
+    assert isinstance(kinds, dict)
+    assert kinds["training"]["worst"]["kind"] == "training"
 
 
 def test_the_certificate_is_the_report_in_short(artifact):
@@ -247,7 +261,9 @@ def test_progress_is_told_in_order(forest, X, tmp_path):
     assert list(dict.fromkeys(stage for stage, _, _ in heard)) == [
         "read",
         "lower",
+        "probe",
         "export",
+        "look",
         "prove",
         "write",
     ]
@@ -330,3 +346,53 @@ def test_the_metadata_is_plain_json(artifact):
 
     for text in metadata.values():
         json.loads(text, parse_constant=refuse)
+
+
+def _known_only(rows):
+    return make_pipeline(OrdinalEncoder(), RandomForestClassifier(3, random_state=0)), np.rint(rows / 20)
+
+
+@pytest.mark.parametrize(
+    ("make", "bad", "message"),
+    [
+        (_known_only, 77.0, "feature 'x1' is 77, for which the model has no answer"),
+        (
+            lambda rows: (make_pipeline(PowerTransformer("box-cox"), LogisticRegression()), np.abs(rows) + 1),
+            0.0,
+            "feature 'x1' is 0, for which",
+        ),
+        (
+            lambda rows: (
+                make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
+                rows,
+            ),
+            1e4,
+            r"feature 'x1' is 10000, for which",
+        ),
+        (lambda rows: (CategoricalNB(), np.rint(np.abs(rows) / 20)), 9.0, "feature 'x1' is 9, for which"),
+    ],
+)
+def test_a_row_that_the_pipeline_refuses_is_refused_on_the_device(make, bad, message, tmp_path):
+    rows = np.random.default_rng(0).uniform(-60, 60, size=(120, 3))
+    pipeline, rows = make(rows)
+    pipeline.fit(rows, rows[:, 0] > np.median(rows[:, 0]))
+    made = convert(pipeline, rows, tmp_path / "m.onnx", probes=300)
+    assert not made.manifest.undefined
+    runtime = Runtime(made.path)
+    odd = rows[0].copy()
+    odd[1] = bad
+    with pytest.raises(
+        (ValueError, IndexError), match=r"unknown categories|positive data|limits of|out of bounds"
+    ):
+        pipeline.predict(odd[None])
+    with pytest.raises(InputError, match=message):
+        runtime.predict(odd)
+    assert agrees(runtime.predict(rows).score, pipeline.predict_proba(rows)).all()
+
+
+def test_a_pipeline_that_answers_nan_itself_is_served(tmp_path):
+    rows = np.random.default_rng(0).uniform(size=(60, 2))
+    pipeline = RadiusNeighborsRegressor(0.3).fit(rows, rows[:, 0])
+    made = convert(pipeline, rows, tmp_path / "m.onnx", probes=300)
+    assert made.manifest.undefined
+    assert np.isnan(Runtime(made.path).predict([9.0, 9.0]).score).all()

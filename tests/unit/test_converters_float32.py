@@ -4,17 +4,18 @@ import re
 
 import numpy as np
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from converters import convert
 from converters import table as tables
-from converters.reference import Answers, answers, ask, changed, rounding_effect, ties_of
+from converters.reference import Answers, accepted_values, answers, ask, changed, rounding_effect, ties_of
 from converters.signature import read
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from edge_runtime.contract.manifest import agrees
@@ -200,7 +201,7 @@ def test_a_training_row_that_overflows_in_float32_is_pointed_at(tmp_path):
     pipeline = make_pipeline(StandardScaler(), RandomForestClassifier(3)).fit(X * 1e-9, classes_of(X, 2))
     rows = X * 1e-9
     rows[17, 2] = 3e38
-    with pytest.raises(InputError, match="refuses row 17 as float32: ValueError: Input X contains infinity"):
+    with pytest.raises(InputError, match="refuses row 17 as float64: ValueError: Input X contains infinity"):
         convert(pipeline, rows, tmp_path / "m.onnx")
 
 
@@ -265,3 +266,15 @@ def test_several_outputs_tie_one_by_one():
     found = read(fitted)
     scores = np.array([[0.5, 0.5, 0.9, 0.1], [0.9, 0.1, 0.5, 0.5], [1.0, 0.0, 0.0, 1.0]])
     assert ties_of(found, scores).tolist() == [[True, False], [False, True], [False, False]]
+
+
+def test_columns_of_number_codes_that_take_no_new_value_are_proven_on_random_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    X = np.stack([rng.integers(0, 4, 200), rng.integers(10, 30, 200), rng.normal(size=200)], axis=1)
+    columns = ColumnTransformer([("codes", OneHotEncoder(), [0, 1])], remainder="passthrough")
+    pipeline = make_pipeline(columns, LogisticRegression()).fit(X, X[:, 0] > 1)
+    report = convert(pipeline, X, tmp_path / "m.onnx", probes=1000).report
+    assert report.by_probe_kind["random"].refused == 0
+    only = accepted_values(read(pipeline), tables.read(read(pipeline), X), X.astype(np.float32)).only
+    assert set(only) == {0, 1}
+    assert only[0].tolist() == [0, 1, 2, 3]

@@ -271,6 +271,12 @@ def invalid(model):
     model.graph.node[0].input[0] = "nowhere"
 
 
+def shapes_that_do_not_fit(model):
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 3), np.float32), "left"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((7, 3), np.float32), "right"))
+    model.graph.node.append(helper.make_node("MatMul", ["left", "right"], ["y"]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -289,6 +295,7 @@ def invalid(model):
         (lengths_differ, "differ in length"),
         (no_modes, "lack some of their attributes"),
         (invalid, "not a valid ONNX model"),
+        (shapes_that_do_not_fit, "not a valid ONNX model"),
     ],
 )
 def test_the_gate_refuses(file, tmp_path, change, message):

@@ -1,5 +1,6 @@
 """Probe rows: what they cover, that memory stays bounded, and that they come out the same each time."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,10 +37,9 @@ def forest_of(X, classes=3, trees=6, dtype="float32"):
 
 def takes_of(width, missing=(), infinite=(), unseen=()):
     return Acceptance(
-        **{
-            name: np.isin(np.arange(width), columns)
-            for name, columns in (("missing", missing), ("infinite", infinite), ("unseen", unseen))
-        }
+        missing=np.isin(np.arange(width), missing),
+        infinite=np.isin(np.arange(width), infinite),
+        unseen=np.isin(np.arange(width), unseen),
     )
 
 
@@ -89,7 +89,7 @@ def by_kind(probes, dtype=np.float32):
 def test_every_kind_is_there_in_the_size_announced(X, lowered):
     probes = probes_of(X, lowered, 20_000)
     found = by_kind(probes)
-    assert set(KINDS) - set(found) == {"edge", "boundary", "infinite", "category"}
+    assert set(KINDS) - set(found) == {"edge", "boundary", "equidistant", "far", "infinite", "category"}
     assert {kind: len(rows) for kind, rows in found.items()} == probes.sizes
     assert sum(probes.sizes.values()) >= 20_000
 
@@ -258,12 +258,23 @@ def test_too_few_probes_are_refused(X, lowered):
         probes_of(X, lowered, 99)
 
 
+def test_a_column_that_takes_no_new_value_is_drawn_from_what_it_held():
+    rows = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    rows[:, 1] = np.arange(50) % 3
+    takes = replace(takes_of(2), only={1: np.array([0, 1, 2], np.float32)})
+    drawn = rows_in_cells(
+        spec_of(rows), np.random.default_rng(1), 300, np.zeros(2, np.int64), takes, np.dtype(np.float32)
+    )
+    assert set(drawn[:, 1].tolist()) == {0.0, 1.0, 2.0}
+    assert len(set(drawn[:, 0].tolist())) > 200
+
+
 def test_synthetic_rows_visit_every_cell_and_stay_near():
     rows = np.random.default_rng(0).normal(3, 2, size=(500, 2)).astype(np.float32)
     rows[:, 1] = 7.0
     spec = spec_of(rows)
     drawn = rows_in_cells(
-        spec, np.random.default_rng(1), 4000, np.zeros(2, np.int64), np.zeros(2, bool), np.dtype(np.float32)
+        spec, np.random.default_rng(1), 4000, np.zeros(2, np.int64), takes_of(2), np.dtype(np.float32)
     )
     edges = np.asarray(spec.features[0].edges, np.float32)
     counts = np.bincount(np.searchsorted(edges, drawn[:, 0]), minlength=len(edges) + 1)

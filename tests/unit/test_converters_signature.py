@@ -6,6 +6,7 @@ import pytest
 from sklearn.cluster import DBSCAN, AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor, VotingClassifier
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import (
     ElasticNet,
@@ -286,3 +287,31 @@ def test_odd_coefficients_are_refused(tmp_path):
     with pytest.raises(UnsupportedPipeline, match="coefficients that are not finite"):
         convert(broken, SCALED, tmp_path / "m.onnx", probes=500)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_gaussian_process_in_pairs_has_no_probabilities(tmp_path):
+    pairs = GaussianProcessClassifier(multi_class="one_vs_one", optimizer=None)
+    three = classes_of(X, 3)
+    assert read(pairs.fit(SCALED, three)).score == "predict"
+    with pytest.raises(UnsupportedPipeline, match="one_vs_rest"):
+        convert(pairs, SCALED, tmp_path / "m.onnx", probes=300)
+    assert read(pairs.fit(SCALED, y)).score == "predict_proba"
+
+
+class Doubling:
+    """A step of the user's own, which says of itself only what a pipeline needs."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return 2 * X
+
+
+def test_what_is_no_estimator_is_named():
+    pipeline = make_pipeline(MinMaxScaler(), Doubling(), LogisticRegression()).fit(X, y)
+    with pytest.raises(UnsupportedPipeline, match=r"step 'doubling' \(Doubling\) is not an estimator"):
+        read(pipeline)
+    with pytest.raises(UnsupportedPipeline, match="the class LogisticRegression is not an estimator"):
+        read(LogisticRegression)

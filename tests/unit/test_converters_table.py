@@ -17,6 +17,8 @@ from converters import convert
 from converters.signature import read as read_pipeline
 from converters.table import STRANGERS, read, spread, training_digest
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
+from edge_runtime.contract.manifest import agrees
+from edge_runtime.runtime import Runtime
 from tests.parity.cases import classes_of, scaled_integers
 
 NAMES = ("temp", "rpm", "volt", "x y", "ß")
@@ -96,6 +98,19 @@ def test_an_array_for_a_pipeline_that_selects_by_name_becomes_a_frame(X):
     ).fit(frame(X), classes_of(X, 2))
     restored = read(read_pipeline(pipeline), X).restore(X[:3])
     pd.testing.assert_frame_equal(restored, frame(X[:3]))
+
+
+def test_an_array_for_a_pipeline_that_selects_by_name_is_converted(X, tmp_path):
+    select = make_column_transformer((StandardScaler(), ["rpm", "temp"]), remainder="passthrough")
+    pipeline = make_pipeline(select, LogisticRegression()).fit(frame(X), classes_of(X, 2))
+    made = convert(pipeline, X, tmp_path / "m.onnx", probes=200)
+    assert agrees(Runtime(made.path).predict(X).score, pipeline.predict_proba(frame(X))).all()
+
+
+def test_a_frame_that_the_pipeline_does_not_take_is_refused(linear, X, tmp_path):
+    mixed = frame(X, ("a", 1, "b", 2, "c"))
+    with pytest.raises(InputError, match=r"X: the pipeline refuses it \(Feature names are only supported"):
+        convert(linear.pipeline, mixed, tmp_path / "m.onnx", probes=200)
 
 
 def test_other_columns_than_in_training_are_refused(X):
@@ -214,6 +229,21 @@ def test_the_encoders_know_more_than_the_rows():
     rows = objects(["a", "b", "b", "a", None, "b", "a", "b"])
     known = OrdinalEncoder(categories=[["z", "?", "b", "a"]])
     assert read(encoded(rows, [0], known), rows).vocabularies == (("b", "a", "?", "z"), None)
+
+
+def test_a_fraction_that_only_the_encoder_names_is_known(tmp_path):
+    rng = np.random.default_rng(0)
+    size = pd.Series(pd.Categorical(rng.choice([0.5, 1.5], 60))).mask(np.arange(60) % 6 == 0)
+    X = pd.DataFrame({"a": rng.normal(size=60), "size": size})
+    fill = make_pipeline(
+        SimpleImputer(strategy="constant", fill_value=0.0), OneHotEncoder(handle_unknown="ignore")
+    )
+    pipeline = make_pipeline(make_column_transformer((fill, ["size"])), LogisticRegression())
+    pipeline.fit(X, size.isna() | (X.a > 1))
+    made = convert(pipeline, X, tmp_path / "m.onnx", probes=200)
+    zero = pd.DataFrame({"a": [1.0], "size": pd.Categorical([0.0])})
+    found = Runtime(made.path).predict({"a": 1.0, "size": 0.0}).score
+    assert agrees(found[None], pipeline.predict_proba(zero)).all()
 
 
 def test_fixed_vocabularies_decide_the_codes():
@@ -349,3 +379,34 @@ def test_a_sparse_matrix_is_refused_with_a_remedy(X):
     pipeline = LogisticRegression().fit(X, classes_of(X, 2))
     with pytest.raises(UnsupportedPipeline, match=r"sparse matrix.*pass X\.toarray\(\)"):
         read(read_pipeline(pipeline), csr_matrix(X))
+
+
+def test_gaps_of_a_masked_array_are_the_callers_to_fill(forest, X):
+    with pytest.raises(InputError, match=r"masked array; pass X.filled\(numpy.nan\)"):
+        read(forest, np.ma.masked_greater(X, 3))
+
+
+def test_rows_of_different_lengths_are_no_table(forest):
+    with pytest.raises(InputError, match="give every row the same number of values"):
+        read(forest, [[1, 2, 3, 4, 5], [1, 2]])
+
+
+@pytest.mark.parametrize("kind", [OneHotEncoder, OrdinalEncoder])
+def test_truth_values_among_objects_are_categories_to_an_encoder(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"a": rng.normal(size=60), "on": pd.Series(rng.random(60) > 0.5, dtype=object)})
+    encode = make_column_transformer((kind(), ["on"]), remainder="passthrough")
+    pipeline = make_pipeline(encode, LogisticRegression()).fit(X, X.on.astype(bool))
+    made = convert(pipeline, X, tmp_path / "m.onnx", probes=200)
+    assert set(made.manifest.features[1].vocabulary) == {False, True}
+    found = Runtime(made.path).predict(X)
+    assert agrees(found.score, pipeline.predict_proba(X)).all()
+
+
+def test_whole_numbers_among_objects_are_categories_to_an_encoder(tmp_path):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"a": rng.normal(size=60), "k": pd.Series(rng.integers(0, 4, 60), dtype=object)})
+    encode = make_column_transformer((OneHotEncoder(), ["k"]), remainder="passthrough")
+    pipeline = make_pipeline(encode, LogisticRegression()).fit(X, X.a > 0)
+    made = convert(pipeline, X, tmp_path / "m.onnx", probes=200)
+    assert agrees(Runtime(made.path).predict(X).score, pipeline.predict_proba(X)).all()

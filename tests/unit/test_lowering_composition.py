@@ -20,6 +20,7 @@ from sklearn.preprocessing import (
     FunctionTransformer,
     MaxAbsScaler,
     MinMaxScaler,
+    PolynomialFeatures,
     PowerTransformer,
     QuantileTransformer,
     RobustScaler,
@@ -157,6 +158,7 @@ def test_a_tuned_threshold_decides(method):
         {"transformer": PowerTransformer()},
         {"transformer": PowerTransformer("box-cox", standardize=False)},
         {"transformer": QuantileTransformer(n_quantiles=40)},
+        {"transformer": QuantileTransformer(n_quantiles=40, output_distribution="normal")},
         {"transformer": make_pipeline(FunctionTransformer(np.log, np.exp), StandardScaler())},
     ],
 )
@@ -182,7 +184,11 @@ def test_powers_are_undone_on_both_sides_of_zero(power):
     "options",
     [
         {"func": np.log, "inverse_func": lambda y: y + 1},
-        {"transformer": QuantileTransformer(n_quantiles=10, output_distribution="normal")},
+        {
+            "transformer": make_pipeline(
+                FunctionTransformer(np.log), PolynomialFeatures(1, include_bias=False)
+            )
+        },
     ],
 )
 def test_an_inverse_without_a_rule_is_refused(options):

@@ -10,6 +10,7 @@ from sklearn.preprocessing import KBinsDiscretizer, PolynomialFeatures, SplineTr
 from converters.lowering.graph import Lowering
 from converters.lowering.rules import RULES
 from edge_runtime.contract.errors import UnsupportedPipeline
+from edge_runtime.contract.manifest import agrees
 from tests.support import lowered, transformed
 
 X, Y = load_wine(return_X_y=True)
@@ -93,9 +94,21 @@ def test_knots_that_coincide():
     transformed.assert_same(fitted, transformed.hostile(np.arange(-1, 8, 0.25)[:, None]))
 
 
-def test_splines_that_raise_beyond_their_knots_are_refused():
-    with pytest.raises(UnsupportedPipeline, match="another extrapolation"):
-        lowered.transform(SplineTransformer(extrapolation="error").fit(FEW), FEW)
+@pytest.mark.parametrize("options", [{}, {"sparse_output": True}, {"degree": 0}, {"knots": "quantile"}])
+def test_rows_beyond_the_knots_that_the_splines_raise_for_have_no_score(options):
+    fitted = make_pipeline(SplineTransformer(extrapolation="error", **options), LinearRegression())
+    fitted.fit(FEW, X[: len(FEW), 5])
+    low, high = FEW.min(axis=0), FEW.max(axis=0)
+    edges = np.tile(FEW[:1], (8, 1))
+    edges[0, 0], edges[1, 0], edges[2, 0], edges[3, 0] = low[0], high[0], np.nextafter(low[0], -9e9), 1e30
+    edges[4, 1], edges[5, 1], edges[6, 1], edges[7, 1] = low[1], high[1], -1e30, np.nextafter(high[1], 9e9)
+    found = lowered.run(fitted, edges, dtype="float64").scores[:, 0]
+    taken = np.array([True, True, False, False] * 2)
+    assert np.array_equal(np.isnan(found), ~taken)
+    assert agrees(found[taken], fitted.predict(edges[taken])).all()
+    for row in edges[~taken]:
+        with pytest.raises(ValueError, match=r"limits of the knots|[Oo]ut of bounds"):
+            fitted.predict(row[None])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
-from converters.lowering.gaussian_process import erf
+from converters.lowering.functions import erf
 from converters.lowering.rules import RULES
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
@@ -119,14 +119,6 @@ def test_a_decision_of_exactly_zero_is_the_second_class():
 def test_what_cannot_be_mirrored_is_refused(model, remedy):
     model.fit(IRIS, SPECIES)
     with pytest.raises(UnsupportedPipeline, match=remedy):
-        lowered.run(model, IRIS)
-
-
-def test_probabilities_of_libsvm_are_refused():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = SVC(probability=True).fit(IRIS, SPECIES)
-    with pytest.raises(UnsupportedPipeline, match="CalibratedClassifierCV"):
         lowered.run(model, IRIS)
 
 

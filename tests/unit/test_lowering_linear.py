@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.cross_decomposition import CCA, PLSSVD, PLSCanonical, PLSRegression
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.isotonic import IsotonicRegression
@@ -223,3 +224,13 @@ def test_isotonic_of_one_value_and_one_that_raises(monkeypatch):
     strict = IsotonicRegression(out_of_bounds="raise").fit([0.0, 1.0], [0.0, 1.0])
     with pytest.raises(UnsupportedPipeline, match="out_of_bounds='clip'"):
         isotonic(monkeypatch, strict, np.zeros((1, 1)))
+
+
+def test_a_column_that_no_weight_uses_may_hold_anything():
+    chosen = ColumnTransformer([("some", StandardScaler(), [0, 2])]).fit(IRIS)
+    model = make_pipeline(chosen, LogisticRegression()).fit(IRIS, SPECIES)
+    for value in (np.nan, np.inf):
+        rows = IRIS.copy()
+        rows[::2, 1], rows[::3, 3] = value, -value
+        assert np.isfinite(lowered.run(model, rows).scores).all()
+        assert (lowered.run(model, rows).scores == lowered.run(model, IRIS).scores).all()

@@ -131,24 +131,104 @@ def test_local_outliers(algorithm, options):
     assert set(found.labels.tolist()) == {0, 1}
 
 
-def test_equal_distances_are_announced():
-    """The proof must try rows where distances are equal, for there the search may take other rows."""
-    grid = np.random.default_rng(0).integers(0, 4, (100, 3)).astype(float)
-    found = lowered.run(KNeighborsRegressor(1, algorithm="brute").fit(grid, grid[:, 0]), grid)
-    assert [(column, values.tolist()) for column, values in found.lowering.edges] == [
-        (j, [0.0, 1.0, 2.0, 3.0]) for j in range(3)
-    ]
-    assert any("equally far" in note for note in found.lowering.notes)
+def between(rows, rng, count):
+    """Training rows, points halfway between two of them, and mixtures of two: many are equally far from several."""
+    one, other = rng.integers(len(rows), size=(2, count))
+    mixed = np.where(rng.random((count, rows.shape[1])) < 0.5, rows[one], rows[other])
+    return np.concatenate([rows[one], (rows[one] + rows[other]) / 2, mixed])
 
 
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("step", [1.0, 0.5])
-def test_equal_distances_brute(k, step):
-    """With room for one or two, the first of equally far rows win, as in scikit-learn."""
+def tied(model, rows):
+    """How many rows have more equally far training rows than there is room for."""
+    far = np.sort(model.kneighbors(rows, model.n_samples_fit_)[0], axis=1)
+    return int((far[:, model.n_neighbors - 1] == far[:, model.n_neighbors]).sum())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("options", [{}, {"weights": "distance", "p": 1}, {"p": 3, "leaf_size": 5}], ids=str)
+def test_equally_far_rows(algorithm, k, options):
+    """Of more equally far rows than there is room for the same ones are taken."""
+    rng = np.random.default_rng(k)
+    grid = rng.integers(0, 4, (150, 3)).astype(float)
+    model = KNeighborsRegressor(k, algorithm=algorithm, **options).fit(grid, rng.normal(size=150))
+    rows = between(grid, rng, 100)
+    assert tied(model, rows) > 100
+    lowered.assert_equal(model, rows)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_first_come_is_not_enough(algorithm):
+    """The teeth of the test above: the first of equally far rows are other ones in some cases."""
+    rng = np.random.default_rng(5)
+    grid = rng.integers(0, 4, (150, 3)).astype(float)
+    model = KNeighborsRegressor(5, algorithm=algorithm).fit(grid, rng.normal(size=150))
+    order = np.arange(150) if algorithm == "brute" else np.asarray(model._tree.idx_array)
+    rows = between(grid, rng, 100)
+    far = ((rows[:, None] - grid[order]) ** 2).sum(axis=2)
+    first = np.sort(order[np.argsort(far, axis=1, kind="stable")[:, :5]], axis=1)
+    found = np.sort(model.kneighbors(rows, return_distance=False), axis=1)
+    assert (first != found).any(axis=1).sum() > 10
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_equally_far_in_a_pipeline_of_classes(algorithm):
     rng = np.random.default_rng(0)
-    grid, labels = rng.integers(0, 4, (200, 3)).astype(float), rng.integers(0, 3, 200)
-    model = KNeighborsClassifier(k, algorithm="brute").fit(grid, labels)
-    lowered.assert_equal(model, rng.integers(0, 8, (200, 3)) * step)
+    grid, kinds = rng.integers(0, 3, (200, 4)).astype(float), rng.integers(0, 3, 200)
+    model = make_pipeline(StandardScaler(), KNeighborsClassifier(5, algorithm=algorithm)).fit(grid, kinds)
+    for dtype in ("float32", "float64"):
+        lowered.assert_equal(model, between(grid, rng, 100), dtype=dtype)
+
+
+def test_far_enough_that_distances_round_to_few_values():
+    rng = np.random.default_rng(0)
+    model = KNeighborsClassifier(5, algorithm="kd_tree").fit(IRIS, NAMES)
+    rows = IRIS.repeat(4, axis=0)
+    rows[np.arange(600), rng.integers(4, size=600)] = np.exp2(rng.uniform(20, 70, size=600))
+    assert tied(model, rows.astype(np.float32).astype(float)) > 50
+    lowered.assert_equal(model, rows)
+
+
+def test_distances_beyond_all_numbers():
+    """The search finds none, and answers with what its heap was filled with: the first training row."""
+    rows = np.array([[1e200, 0.0, 0.0, 0.0], [5.0, 3.0, 2.0, 1.0]])
+    for algorithm in ("kd_tree", "ball_tree"):
+        model = KNeighborsRegressor(5, algorithm=algorithm).fit(IRIS, IRIS[:, 0])
+        with np.errstate(over="ignore"):
+            lowered.assert_equal(model, rows, dtype="float64")
+
+
+def test_too_many_neighbours_for_a_heap():
+    """The nearest are found all the same; only ties may fall otherwise, and a failed proof says so."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1200, 2))
+    model = KNeighborsRegressor(400).fit(rows, rows[:, 0])
+    found = lowered.assert_equal(model, rows[:50] + 0.01)
+    assert len(found.model.graph.node) < 200
+    assert ["fewer neighbors" in doubt for doubt in found.lowering.doubts] == [True]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "reason"),
+    [
+        (KNeighborsRegressor(algorithm="brute"), SUGAR.astype(int), "fitted on int64 rows"),
+        (KNeighborsRegressor(algorithm="brute"), np.tile(SUGAR, (2, 1)), "asked for at once"),
+        (KNeighborsRegressor(algorithm="brute"), SUGAR, "multiplies matrices"),
+        (KNeighborsRegressor(algorithm="ball_tree"), SUGAR, "bounds that round"),
+    ],
+    ids=["integers", "threads", "products", "ball"],
+)
+def test_what_a_search_may_hang_on_is_said(model, rows, reason):
+    found = lowered.run(model.fit(rows, rows[:, 0]), rows[:3])
+    assert len(found.lowering.doubts) == 1
+    assert reason in found.lowering.doubts[0]
+    assert "use algorithm='kd_tree'" in found.lowering.doubts[0]
+    assert found.lowering.searches
+
+
+def test_a_tree_of_boxes_is_followed_without_doubt():
+    found = lowered.run(KNeighborsRegressor(algorithm="kd_tree").fit(SUGAR, PROGRESS), SUGAR[:3])
+    assert not found.lowering.doubts
 
 
 @pytest.mark.parametrize("spread", [LabelPropagation, LabelSpreading])

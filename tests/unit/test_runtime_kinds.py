@@ -321,3 +321,49 @@ def test_several_targets_are_one_score():
     assert found.label is found.raw is None
     assert agrees(found.score, TARGETS.answer(row[None])[1][0]).all()
     assert runtime.take_window().rows == 1
+
+
+def test_a_row_that_the_pipeline_refuses_is_refused_and_its_feature_named():
+    refusing = replace(classifier(missing=("b", "c")), refuses=True)
+    runtime: Any = Runtime(refusing.artifact)
+    good = rows_of(refusing, 3)
+    bad = good.copy()
+    bad[1, 1] = np.nan
+    for rows, message in (
+        (bad[1], "^feature 'b' is missing, for which the model has no answer: its pipeline refuses"),
+        (bad, "^row 1: feature 'b' is missing"),
+        ({"a": 0.0}, "^the model has no answer for this combination of values"),
+    ):
+        with pytest.raises(InputError, match=message) as refused:
+            runtime.predict(rows)
+        assert refused.value.reason == "undefined"
+    runtime.predict(good)
+    seen = runtime.take_window()
+    assert (seen.rows, seen.refused, seen.failed) == (3, (("undefined", 5),), 0)
+
+
+def test_a_row_too_wide_to_look_through_is_refused_without_a_name(monkeypatch):
+    monkeypatch.setattr("edge_runtime.runtime.MOST_BLAMED", 2)
+    runtime: Any = Runtime(replace(classifier(missing=("b",)), refuses=True).artifact)
+    with pytest.raises(InputError, match="this combination of values"):
+        runtime.predict([0.0, None, 1.0])
+
+
+def test_an_infinite_score_is_an_answer():
+    feature = Feature(name="b", infinite=True)
+    runtime: Any = Runtime(replace(regressor(("a", "b")), features=(SIZE, feature), refuses=True).artifact)
+    assert np.isinf(runtime.predict([0.0, np.inf]).score).all()
+
+
+@pytest.mark.parametrize(
+    "labels", [(0, 1, 2**63 + 5), (-1, 2**62 + 1, 2**63), ("a", "a\0", "b"), (0.0, -1.5), (True, False)]
+)
+def test_labels_of_a_batch_are_those_of_single_rows(labels):
+    tiny = classifier(labels=labels)
+    runtime: Any = Runtime(tiny.artifact)
+    rows = 30 * rows_of(tiny, 80)
+    single = [runtime.predict(row).label for row in rows]
+    batch = runtime.predict(rows).label.tolist()
+    assert set(batch) <= set(labels)
+    assert len(set(batch)) > 1
+    assert [(type(a), a) for a in batch] == [(type(a), a) for a in single]

@@ -128,6 +128,15 @@ def test_a_data_frame_goes_by_its_names(rows):
     assert same(SCHEMA.convert(rows[:1])[0], [[1, 1, 0]])
 
 
+def test_columns_with_numbers_for_names_are_found_by_their_text():
+    schema = Schema((Feature(name="0"), Feature(name="1")))
+    packed, single = schema.convert(pd.DataFrame({1: [2.0, 3.0], 0: [4, 5]}))
+    assert not single
+    assert same(packed, [[4, 2], [5, 3]])
+    with pytest.raises(InputError, match="two columns '1'"):
+        schema.convert(pd.DataFrame([[1, 2, 3]], columns=[0, 1, "1"]))
+
+
 def test_gaps_of_a_data_frame_are_missing_values():
     rows = frame(size=pd.array([1, None], "Int64"), floor=pd.array([None, 3], "Int64"))
     assert same(SCHEMA.convert(rows)[0], [[1, 1, NAN], [NAN, NAN, 0]])
