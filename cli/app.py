@@ -11,7 +11,7 @@ from cli import broker_config, models, operate
 from cli.broker import find_broker
 from cli.demo.command import demo
 from cli.models import JsonFlag
-from cli.output import FAILED, out, print_json, reported
+from cli.output import EXIT_CODES, FAILED, out, print_json, reported
 from edge_runtime import __version__
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import LinkError
@@ -21,11 +21,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a fitted scikit-learn pipeline to a fleet that updates itself. Data on stdout, logs on stderr.",
+    epilog=EXIT_CODES,
 )
-app.command()(models.train)
-app.command("convert")(models.convert_command)
-app.command()(models.parity)
-app.command()(models.inspect)
+app.command(epilog=EXIT_CODES)(models.train)
+app.command("convert", epilog=EXIT_CODES)(models.convert_command)
+app.command(epilog=EXIT_CODES)(models.parity)
+app.command(epilog=EXIT_CODES)(models.inspect)
 app.command()(operate.publish)
 app.command()(operate.serve)
 app.command()(operate.fleet)

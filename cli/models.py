@@ -1,56 +1,62 @@
 """Commands about models: ``train``, ``convert``, ``parity``, ``inspect``; and the table of what was proven."""
 
-import importlib
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich import box
-from rich.table import Table
 
-from cli.output import FAILED, REFUSED, err, out, print_json, progress, reported
-from converters import ParityReport, check_parity, convert
-from edge_runtime.contract.errors import ArtifactError, ConfigError, InputError
+from cli.output import FAILED, REFUSED, note, out, print_json, progress, reported
+from cli.pipelines import load_pipeline
+from cli.proof import tell_certificate, tell_report
+from cli.rows import Wanted, load_rows
+from converters import check_parity, convert
+from converters.parity import ParityFailure
+from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.ids import digest_of
-from edge_runtime.contract.manifest import ArtifactInfo, read_info
+from edge_runtime.contract.manifest import ArtifactInfo, Budgets, read_info
 from trainer.release import Made, run
 from trainer.spec import load as load_spec
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print data for a machine on stdout.")]
+PipelineArgument = Annotated[
+    str,
+    typer.Argument(
+        help="module:attribute, a .skops file, or with --allow-pickle a .pkl, .pickle or .joblib file."
+    ),
+]
+RowsArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Training rows: .csv, .parquet, .npy, or .npz with an array 'features' or 'X' (and 'feature_names')."
+    ),
+]
+TargetOption = Annotated[
+    str, typer.Option(help="Column (.npz: array; or a .npy file) with the target: not part of the rows.")
+]
+DropOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Column to leave out, if the pipeline was fitted without names; repeat for more."),
+]
+ProbesOption = Annotated[int, typer.Option(help="About how many rows to compare.")]
+SeedOption = Annotated[int, typer.Option(help="Fixes every row drawn.")]
+PickleFlag = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read a pickle: this runs the code that its writer put there.")
+]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Type that a .skops file may hold besides scikit-learn's own; repeat for more."),
+]
+HtmlOption = Annotated[Path | None, typer.Option(help="Write the report as a page, too.")]
 
 
-def certificate_table(certificate: dict[str, Any]) -> Table:
-    """What was proven, as a table: one row per kind of probe."""
-    table = Table(
-        "probe rows",
-        "compared",
-        "wrong labels",
-        "wrong scores",
-        "ties",
-        "worst error",
-        box=box.SIMPLE,
-        pad_edge=False,
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for kind, found in certificate["kinds"].items():
-        table.add_row(*_proof_row(kind.replace("_", " "), found))
-    table.add_section()
-    table.add_row(*_proof_row("together", certificate), style="bold")
-    return table
+class Dtype(StrEnum):
+    """What devices send, as an option."""
 
-
-def _proof_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        name,
-        f"{found['rows']:,}",
-        str(found["label_mismatches"]),
-        str(found["score_mismatches"]),
-        str(found["ties"]),
-        f"{float(found['max_abs_error']):.1e}",
-    )
+    auto = "auto"
+    float32 = "float32"
+    float64 = "float64"
 
 
 def read_artifact(path: Path) -> tuple[bytes, ArtifactInfo]:
@@ -63,49 +69,6 @@ def read_artifact(path: Path) -> tuple[bytes, ArtifactInfo]:
         return data, read_info(data)
     except ArtifactError as e:
         raise ArtifactError(f"{path}: {e}") from e
-
-
-def load_pipeline(where: str) -> Any:
-    """The fitted pipeline at ``module:attribute`` or in a ``.skops`` file; raises `ConfigError`.
-
-    An attribute that can be called without being fitted is called to get the pipeline.
-    """
-    path = Path(where)
-    if path.suffix == ".skops":
-        import skops.io
-
-        try:
-            unknown = skops.io.get_untrusted_types(file=path)
-            if unknown:
-                raise ConfigError(
-                    f"{path}: holds types that are not scikit-learn's own: {', '.join(unknown)}"
-                )
-            return skops.io.load(path)
-        except OSError as e:
-            raise ConfigError(f"{path}: cannot be read ({e.strerror})") from e
-    module, colon, attribute = where.partition(":")
-    if not colon:
-        raise ConfigError(f"{where!r} is neither module:attribute nor a .skops file")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"{where}: {e}") from e
-    return found() if callable(found) and not hasattr(found, "predict") else found
-
-
-def load_rows(path: Path) -> Any:
-    """Training rows: an array from ``.npy``, or ``features`` of an ``.npz`` as a table of named columns when it has
-    ``feature_names``. Raises `InputError`.
-    """
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        return found["features"]
-    except (OSError, ValueError, KeyError) as e:
-        raise InputError(
-            "type", f"{path}: not a .npy array or a .npz file with an array 'features' ({e})"
-        ) from e
 
 
 def train(
@@ -135,67 +98,119 @@ def _tell_made(made: Made, *, as_json: bool) -> None:
             }
         )
         return
-    out.print(certificate_table(dict(report.to_certificate())))
+    tell_certificate(report.to_certificate())
     for name, accuracy in made.evaluation:
         out.print(f"{made.measure} on {name}: {accuracy:.3f}")
     out.print(f"wrote {made.artifact.path} ({made.artifact.digest})")
 
 
 def convert_command(  # noqa: PLR0917 (typer calls it by name)
-    pipeline: Annotated[str, typer.Argument(help="module:attribute, or a .skops file.")],
-    rows: Annotated[Path, typer.Argument(help="Training rows: .npy, or .npz with an array 'features'.")],
-    output: Annotated[Path, typer.Option("--out", "-o")] = Path("model.onnx"),
+    pipeline: PipelineArgument,
+    rows: RowsArgument,
+    output: Annotated[Path, typer.Option("--out", "-o", help="Where to write the artifact.")] = Path(
+        "model.onnx"
+    ),
     name: Annotated[str, typer.Option(help="The model family.")] = "model",
-    version: Annotated[str, typer.Option()] = "1.0.0",
-    probes: Annotated[int, typer.Option(help="About how many rows to compare.")] = 100_000,
-    seed: Annotated[int, typer.Option()] = 0,
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0.0",
+    target: TargetOption = "",
+    groups: Annotated[
+        str,
+        typer.Option(help="Column with the device, person or site of each row: one reference profile each."),
+    ] = "",
+    drop: DropOption = None,
+    layout: Annotated[
+        Path | None,
+        typer.Option(
+            help="Artifact that this one succeeds: its cells are kept, and drift history with them."
+        ),
+    ] = None,
+    input_dtype: Annotated[
+        Dtype, typer.Option(help="What devices send; auto is float32 unless that changes answers.")
+    ] = Dtype.auto,
+    max_p99_us: Annotated[
+        float,
+        typer.Option(min=0, help="Budget to declare: microseconds of CPU of a slow prediction; 0 is none."),
+    ] = 0.0,
+    max_rss_mb: Annotated[
+        float, typer.Option(min=0, help="Budget to declare: megabytes of memory; 0 is none.")
+    ] = 0.0,
+    real_rows: Annotated[
+        bool,
+        typer.Option("--real-rows", help="Let training rows travel in the artifact, to be tried on devices."),
+    ] = False,
+    probes: ProbesOption = 100_000,
+    seed: SeedOption = 0,
+    allow_pickle: PickleFlag = False,
+    trust: TrustOption = None,
+    html: HtmlOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Convert a fitted pipeline into one .onnx file that is proven equal to it, or refuse."""
     with reported():
-        with progress("convert") as bar:
-            artifact = convert(
-                load_pipeline(pipeline),
-                load_rows(rows),
-                out=output,
-                name=name,
-                version=version,
-                probes=probes,
-                seed=seed,
-                progress=bar,
-            )
-        _tell_report(artifact.report, as_json=as_json)
-        err.print(f"wrote {artifact.path} ({artifact.digest})")
+        found = load_pipeline(pipeline, allow_pickle=allow_pickle, trusted=trust or (), tell=note)
+        training = load_rows(rows, found, Wanted(target=target, groups=groups, drop=drop or ()))
+        cells = None if layout is None else read_artifact(layout)[1].reference.spec
+        try:
+            with progress("convert") as bar:
+                artifact = convert(
+                    found,
+                    training.X,
+                    out=output,
+                    name=name,
+                    version=version,
+                    y=training.y,
+                    groups=training.groups,
+                    probes=probes,
+                    seed=seed,
+                    layout=cells,
+                    budgets=Budgets(
+                        predict_p99_ns=round(max_p99_us * 1e3), rss_bytes=round(max_rss_mb * 1e6)
+                    ),
+                    input_dtype=input_dtype.value,
+                    real_rows=real_rows,
+                    progress=bar,
+                )
+        except ParityFailure as e:
+            tell_report(e.report, as_json=as_json, html=html)
+            raise
+        manifest = artifact.manifest
+        tell_report(
+            artifact.report,
+            as_json=as_json,
+            html=html,
+            path=str(artifact.path),
+            model=f"{manifest.name} {manifest.version}",
+            layout=manifest.layout,
+            input_dtype=manifest.input_dtype,
+        )
+        note(f"wrote {artifact.path} ({artifact.digest})")
 
 
 def parity(  # noqa: PLR0917 (typer calls it by name)
-    pipeline: Annotated[str, typer.Argument(help="module:attribute, or a .skops file.")],
+    pipeline: PipelineArgument,
     model: Annotated[Path, typer.Argument(help="The artifact.")],
-    rows: Annotated[Path, typer.Argument(help="Training rows: .npy, or .npz with an array 'features'.")],
-    probes: Annotated[int, typer.Option()] = 100_000,
-    seed: Annotated[int, typer.Option()] = 0,
-    html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
+    rows: RowsArgument,
+    target: TargetOption = "",
+    groups: Annotated[
+        str, typer.Option(help="Column with the group of each row: not part of the rows.")
+    ] = "",
+    drop: DropOption = None,
+    probes: ProbesOption = 100_000,
+    seed: SeedOption = 0,
+    allow_pickle: PickleFlag = False,
+    trust: TrustOption = None,
+    html: HtmlOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare an artifact with its pipeline on hostile rows; exit code 3 when they differ."""
     with reported():
+        found = load_pipeline(pipeline, allow_pickle=allow_pickle, trusted=trust or (), tell=note)
+        training = load_rows(rows, found, Wanted(target=target, groups=groups, drop=drop or ()))
         with progress("parity") as bar:
-            report = check_parity(
-                load_pipeline(pipeline), model, load_rows(rows), probes=probes, seed=seed, progress=bar
-            )
-        if html is not None:
-            report.to_html(html)
-        _tell_report(report, as_json=as_json)
+            report = check_parity(found, model, training.X, probes=probes, seed=seed, progress=bar)
+        tell_report(report, as_json=as_json, html=html)
         if not report.passed:
             raise typer.Exit(REFUSED)
-
-
-def _tell_report(report: ParityReport, *, as_json: bool) -> None:
-    if as_json:
-        print_json(json.loads(report.to_json()))
-    else:
-        out.print(certificate_table(dict(report.to_certificate())))
-        out.print(report.summary(), markup=False)
 
 
 def inspect(
@@ -231,6 +246,6 @@ def inspect(
             elif isinstance(value, list):
                 shown = ", ".join(str(v) for v in value)
             out.print(f"{key:14} {shown}", markup=False)
-        out.print(certificate_table(dict(info.certificate)))
+        tell_certificate(info.certificate)
         if not info.certificate.get("passed"):
             raise typer.Exit(FAILED)

@@ -22,15 +22,23 @@ OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 REFUSED: Final = 3
-"""0 done, 1 something failed, 2 bad arguments or configuration, 3 a model was refused (parity or unsupported)."""
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 something failed, 2 bad arguments or configuration, 3 a model was refused (the artifact "
+    "disagrees with its pipeline, or the pipeline cannot be converted)."
+)
 
-err: Final = Console(stderr=True, highlight=False)
-out: Final = Console(highlight=False, soft_wrap=True)
+err: Final = Console(stderr=True, highlight=False, emoji=False)
+out: Final = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(data: Any) -> None:
     """Data for a machine, on stdout."""
     sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def note(text: str) -> None:
+    """A line for a person, on stderr."""
+    err.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def update(what: str, done: int, total: int) -> None:

@@ -47,7 +47,7 @@ def test_a_truncated_artifact_is_refused_in_one_line(tmp_path):
 
 def test_a_pipeline_that_is_none_is_refused_with_what_would_be(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 2)))
-    done = RUN.invoke(app, ["convert", "pickle.pkl", str(tmp_path / "x.npy")])
+    done = RUN.invoke(app, ["convert", "model.h5", str(tmp_path / "x.npy")])
     assert done.exit_code == 2
     assert "neither module:attribute nor a .skops file" in done.stderr
 

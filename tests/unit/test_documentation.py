@@ -10,7 +10,13 @@ from typer.main import get_command
 
 from cli.app import app
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/how-to/run-a-fleet.md", "docs/explanation/how-it-decides.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/how-to/convert-a-pipeline.md",
+    "docs/how-to/run-a-fleet.md",
+    "docs/explanation/how-it-decides.md",
+)
 
 
 def blocks(text, language):
