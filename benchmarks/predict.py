@@ -14,24 +14,17 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from skl2onnx import to_onnx
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.measure import interleave
+from benchmarks.peers import plain
 from converters import convert
+from converters import signature as signatures
 from edge_runtime.runtime import Runtime
 from trainer.datasets import load_watch
-
-
-def _plain(pipeline: Any, rows: NDArray[np.float32]) -> ort.InferenceSession:
-    model = to_onnx(pipeline, rows[:1], options={"zipmap": False})
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class _Script:
@@ -89,7 +82,8 @@ def run() -> list[dict[str, Any]]:
             artifact = convert(pipeline, x, out=path, name="bench", version="1", probes=5_000)
             runtime = Runtime(artifact.path)
             edges = [np.asarray(c.edges, np.float32) for c in runtime.engine.info.reference.spec.features]
-        session = _plain(pipeline, x)
+        session = plain(pipeline, x, signatures.read(pipeline)).session
+        assert session is not None, "skl2onnx converts scalers, linear models and forests"
         timings = interleave(_arms(runtime, session, _Script(session, edges), rows))
         bare, script_time, ours = timings["bare"], timings["script"], timings["runtime"]
         found.append(
