@@ -99,7 +99,7 @@ class Probes:
 
     Args:
         rows: (n, F) training rows in the artifact's input dtype, codes in columns of categories.
-        takes: what the pipeline accepts in each column.
+        takes: what the pipeline accepts in each column; one that takes only what it held in training keeps its values.
         spec: the cells to draw random rows from.
         lowered: the lowered pipeline, for its edges and trees.
         vocabulary: (F,) how many categories each column has; 0 for a column of numbers.
@@ -130,7 +130,9 @@ class Probes:
         self._missing = np.flatnonzero(takes.missing)
         self._infinite = np.flatnonzero(takes.infinite)
         self._vocabulary = vocabulary
-        self._numbers = np.flatnonzero(vocabulary == 0)
+        free = vocabulary == 0
+        free[list(takes.only)] = False
+        self._numbers = np.flatnonzero(free)
         self._spec = spec
         self._seed = seed
         self._segments: list[tuple[int, NDArray[np.int64]]] = []
@@ -138,7 +140,8 @@ class Probes:
         self.coverage: Coverage | None = None
         if len(self._splits.column):
             self._plan_thresholds(probes)
-        self._edges = _around(lowered.edges, rows.dtype)[: max(probes, MIN_PROBES)]
+        edges = [(column, values) for column, values in lowered.edges if column not in takes.only]
+        self._edges = _around(edges, rows.dtype)[: max(probes, MIN_PROBES)]
         self._boundary = rows[:0] if ask is None else boundaries.find(rows, self._numbers, ask, seed)
         self._categories = _categories(vocabulary, takes.unseen)
         self._searches = lowered.searches

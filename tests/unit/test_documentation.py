@@ -16,6 +16,7 @@ PAGES = (
     "docs/how-to/convert-a-pipeline.md",
     "docs/how-to/run-a-fleet.md",
     "docs/explanation/how-it-decides.md",
+    "docs/explanation/speed.md",
 )
 
 
