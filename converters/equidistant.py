@@ -36,7 +36,8 @@ def _pairs(rows: Rows, numbers: Index, rng: np.random.Generator, count: int) -> 
     seen = rows[rng.permutation(len(rows))[:_SEEN]]
     first = rng.integers(len(seen), size=count)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scaled = np.nan_to_num(seen[:, numbers].astype(np.float64) / spread(seen)[numbers])
+        scaled = seen[:, numbers].astype(np.float64) / spread(seen)[numbers]
+    scaled = np.nan_to_num(scaled, posinf=0.0, neginf=0.0)  # a column that never changes tells no rows apart
     squares = (scaled * scaled).sum(axis=1)
     apart = squares[first, None] - 2 * scaled[first] @ scaled.T + squares
     rank = np.minimum(rng.geometric(0.25, size=count), len(seen) - 1)

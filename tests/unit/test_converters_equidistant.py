@@ -57,3 +57,12 @@ def test_missing_values_do_no_harm():
     rows = equidistant.find(training, np.arange(5), np.random.default_rng(0), 100)
     assert np.isnan(rows).any()
     assert np.isfinite(rows[:, :3]).any(axis=1).all()
+
+
+def test_a_column_that_never_changes_does_no_harm():
+    training = GRID.copy()
+    training[:, 2] = 7.0
+    rows = equidistant.find(training, np.arange(5), np.random.default_rng(0), 300)
+    assert set(rows[:, 2].tolist()) == {7.0}
+    far = KNeighborsRegressor(120).fit(training, training[:, 0]).kneighbors(rows.astype(float))[0]
+    assert (far[:, 4] == far[:, 5]).sum() > 100
