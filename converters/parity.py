@@ -17,7 +17,17 @@ from converters import table as tables
 from converters.lowering import lower
 from converters.lowering.graph import Lowering
 from converters.onnx_export import fallback
-from converters.probe_inputs import BATCH, EQUIDISTANT, RANDOM, TRAINING, Probes
+from converters.probe_inputs import (
+    BATCH,
+    EQUIDISTANT,
+    EXTREME,
+    FAR,
+    HUGE,
+    INFINITE,
+    RANDOM,
+    TRAINING,
+    Probes,
+)
 from converters.reference import Acceptance, accepted_values, answers
 from converters.report import KindResult, ParityReport, merged, severity
 from converters.signature import Signature
@@ -43,12 +53,27 @@ class ParityFailure(ParityError):
 
     def __init__(self, report: ParityReport, step: str, doubts: Sequence[str] = ()) -> None:
         """``doubts`` are what the rules themselves hold possible, each with its remedy; see `Lowering.doubt`."""
-        remedy = "; ".join(doubts) or (
-            "use another step, or other options, in its place, "
-            "or leave out of the training data what makes the worst row special"
-        )
+        remedy = _advice(report) or "; ".join(doubts) or _OTHER_STEP
         super().__init__(f"{step} disagrees with its graph: {report.summary()}; {remedy}")
         self.report = report
+
+
+_OTHER_STEP: Final = (
+    "use another step, or other options, in its place, "
+    "or leave out of the training data what makes the worst row special"
+)
+_BOUND: Final = (
+    "every wrong row has a value far beyond the training rows, where the last bit of the pipeline's own sums decides: "
+    "bound the columns in the first step, as MinMaxScaler(clip=True) does"
+)
+
+
+def _advice(report: ParityReport) -> str:
+    """What helps where only values far out go wrong; empty where others do."""
+    wrong = {
+        k for k, found in report.by_probe_kind.items() if found.label_mismatches + found.score_mismatches
+    }
+    return _BOUND if wrong and wrong <= {EXTREME, HUGE, FAR, INFINITE} else ""
 
 
 def check_parity(

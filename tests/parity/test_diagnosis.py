@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import ColumnTransformer
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
@@ -32,9 +34,9 @@ def wrong(monkeypatch):
     return spoil
 
 
-def failure(pipeline, X, folder):
+def failure(pipeline, X, folder, probes=500):
     with pytest.raises(ParityFailure) as caught:
-        convert(pipeline, X, folder / "m.onnx", probes=500)
+        convert(pipeline, X, folder / "m.onnx", probes=probes)
     return str(caught.value)
 
 
@@ -115,3 +117,13 @@ def test_a_file_that_is_too_large_is_refused_before_the_proof(monkeypatch, tmp_p
     monkeypatch.setattr(artifacts, "compare", None)
     fitted = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
     assert "larger than the 1000 bytes allowed" in refusal(fitted, IRIS.data, tmp_path)
+
+
+def test_where_only_values_far_out_go_wrong_the_remedy_bounds_them_and_helps(tmp_path):
+    X, y = load_breast_cancer(return_X_y=True)
+    search = [PCA(10), KNeighborsClassifier()]
+    said = failure(make_pipeline(StandardScaler(), *search).fit(X, y), X, tmp_path, probes=3000)
+    assert "far beyond the training rows" in said
+    assert "MinMaxScaler(clip=True)" in said
+    bounded = make_pipeline(MinMaxScaler(clip=True), *search).fit(X, y)
+    assert convert(bounded, X, tmp_path / "m.onnx", probes=3000).report.passed
