@@ -75,7 +75,7 @@ def edges_of(fitted, limit=400):
             found.append(thing.threshold[:64])
         elif type(thing).__module__.startswith("sklearn") and hasattr(thing, "__dict__"):
             todo += vars(thing).values()
-    values = np.concatenate([np.asarray(part, np.float64) for part in found] or [np.zeros(1)])
+    values = np.concatenate([np.asarray(part, np.float64).ravel() for part in found] or [np.zeros(1)])
     values = np.unique(values[np.isfinite(values) & (np.abs(values) < 1e30)])
     return values[np.linspace(0, len(values) - 1, min(limit, len(values))).astype(int)]
 
