@@ -59,6 +59,8 @@ SYNTHETIC: Final = frozenset({RANDOM})
 MIN_PROBES: Final = 100
 _OFFSETS: Final = (0, 1, -1, 2, -2)
 _HUGE_ROWS: Final = 16
+LEAST_EQUIDISTANT: Final = 512
+"""However few probes are wanted: a tie that falls otherwise is easily missed by fewer."""
 _BATCH_ROWS: Final = 256
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
@@ -176,7 +178,7 @@ class Probes:
             BOUNDARY: len(self._boundary),
             INFINITE: min(2 * len(self._infinite), probes // 20),
             CATEGORY: max(len(self._categories), probes // 20) if len(self._categories) else 0,
-            EQUIDISTANT: probes // 10 if self._searches else 0,
+            EQUIDISTANT: max(probes // 10, LEAST_EQUIDISTANT) if self._searches else 0,
             FAR: probes // 40 if self._searches and self._numbers.size else 0,
         }
         sizes[RANDOM] = max(probes - sum(sizes.values()), probes // 10)
@@ -293,9 +295,8 @@ class Probes:
     def _equidistant(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         for part in _parts(count):
             rows = equidistant.find(self._rows, self._numbers, rng, part.stop - part.start)
-            if (
-                self._missing.size
-            ):  # every other row with a hole or two, which a step fills from its neighbours
+            if self._missing.size:
+                # Every other row gets a hole or two, which a step fills from its neighbours.
                 holes = rng.random((len(rows), self._missing.size)) < 1.5 / self._missing.size
                 holes[::2] = False
                 rows[:, self._missing] = np.where(holes, np.nan, rows[:, self._missing])
