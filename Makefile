@@ -44,10 +44,10 @@ demo: $(STAMP) ## the whole loop on this machine (KEEP=1 keeps the work folder, 
 	@$(BIN)/skiff demo $(if $(KEEP),--keep) $(if $(JSON),--json $(JSON))
 
 test: $(STAMP) ## the tests, without the long matrices
-	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## every test, the long matrices too
-	@$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

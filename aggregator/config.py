@@ -16,6 +16,7 @@ from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import FleetId
 from edge_runtime.contract.release import TrialGate
+from edge_runtime.contract.topics import PROTOCOLS
 
 Stages = tuple[int | float, ...]
 
@@ -38,6 +39,7 @@ class BrokerConfig:
     port: int = 1883
     ca: str = ""
     keepalive_seconds: int = 30
+    protocol: str = "auto"
     aggregator: IdentityConfig = IdentityConfig()
     coordinator: IdentityConfig = IdentityConfig()
     publisher: IdentityConfig = IdentityConfig()
@@ -194,6 +196,7 @@ def _broker(f: Fields, folder: Path) -> BrokerConfig:
         port=f.integer("port", default.port, low=1, high=65535),
         ca=str(_path(ca, folder)) if ca else "",
         keepalive_seconds=f.integer("keepalive_seconds", default.keepalive_seconds, low=5, high=3600),
+        protocol=f.text("protocol", default.protocol, choices=PROTOCOLS),
         aggregator=_identity(f.section("aggregator", {}), folder, "SKIFF_AGGREGATOR_PASSWORD"),
         coordinator=_identity(f.section("coordinator", {}), folder, "SKIFF_COORDINATOR_PASSWORD"),
         publisher=_identity(f.section("publisher", {}), folder, "SKIFF_PUBLISHER_PASSWORD"),

@@ -38,7 +38,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one committed batch came to: windows new, known already, and refused for overlapping a stored one."""
+    """What one committed batch came to: records new, known already, and refused for overlapping a stored one."""
 
     stored: int
     duplicates: int
@@ -67,6 +67,7 @@ class Selection:
 class DeviceTotals:
     """The counts of one device's windows of one artifact; ``rss_bytes`` is the newest, the peak the largest.
 
+    ``windows`` are those that devices closed: a merged record counts as many as it holds.
     ``first_ns`` and ``last_ns`` are times of receipt.
     """
 
@@ -89,7 +90,8 @@ class DeviceTotals:
 class Block:
     """Consecutive windows of one device and one artifact, merged: one unit of a drift test.
 
-    ``seconds`` is the time the windows span together; ``first`` and ``last`` are their numbers in the store.
+    ``windows`` are those that the device closed, ``seconds`` is the time they span together; ``first`` and ``last``
+    are their records' numbers in the store.
     """
 
     device: DeviceId
@@ -127,7 +129,7 @@ class DeviceRecord:
 
     ``seq`` is the highest number among the births of ``session``, -1 when only its death was seen. ``ended``
     holds sessions that a newer one has replaced, newest last. ``doubted_ns`` is when a message contradicted
-    this record, 0 when none did.
+    this record, 0 when none did. ``last_exit``, ``restarts`` and ``clock`` are what its last birth said.
     """
 
     device: DeviceId
@@ -139,6 +141,9 @@ class DeviceRecord:
     last_seen_ns: int = 0
     ended: tuple[SessionId, ...] = ()
     doubted_ns: int = 0
+    last_exit: str = ""
+    restarts: int = 0
+    clock: str = ""
 
     def attribute(self, name: str) -> str:
         """The attribute's value, empty when the device has none of that name."""

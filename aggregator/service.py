@@ -31,7 +31,7 @@ from edge_runtime.contract.errors import LinkError
 from edge_runtime.contract.ids import DeviceId, SessionId
 from edge_runtime.contract.messages import Command, Status
 from edge_runtime.contract.topics import Topics
-from edge_runtime.core.backoff import next_delay_seconds
+from edge_runtime.core.backoff import Every, next_delay_seconds
 from edge_runtime.link import Broker, Connected, Disconnected, Link, LinkEvent, Outgoing, Received
 
 POLL_SECONDS: Final = 0.1
@@ -43,21 +43,6 @@ LATENCY_WINDOWS: Final = 500
 """Latencies of an arm are read from its newest windows, so that a look at a gate costs the same on any day."""
 
 log = logging.getLogger(__name__)
-
-
-class Every:
-    """Says when a period has passed; the first time at once."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._next = 0.0
-
-    def due(self, now: float) -> bool:
-        """Whether it is time again; ``now`` is monotonic seconds."""
-        if now < self._next:
-            return False
-        self._next = now + self._seconds
-        return True
 
 
 class Service:
@@ -373,4 +358,5 @@ def _broker(config: BrokerConfig, identity: IdentityConfig) -> Broker:
         certificate=identity.certificate,
         key=identity.key,
         keepalive_seconds=config.keepalive_seconds,
+        protocol=config.protocol,
     )

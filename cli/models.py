@@ -10,9 +10,11 @@ import typer
 from cli.output import FAILED, REFUSED, note, out, print_json, progress, reported
 from cli.pipelines import load_pipeline
 from cli.proof import tell_certificate, tell_report
+from cli.ranges import parse_ranges
 from cli.rows import Wanted, load_rows
 from converters import check_parity, convert
 from converters.parity import ParityFailure
+from converters.report import ranges_of
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.ids import digest_of
 from edge_runtime.contract.manifest import ArtifactInfo, Budgets, read_info
@@ -127,6 +129,14 @@ def convert_command(  # noqa: PLR0917 (typer calls it by name)
     input_dtype: Annotated[
         Dtype, typer.Option(help="What devices send; auto is float32 unless that changes answers.")
     ] = Dtype.auto,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            help="NAME=LOW:HIGH: where the model is proven and used, other rows being refused; an empty side has no "
+            "limit; repeat for more. 'training': the training rows' range, widened by as much on each side.",
+        ),
+    ] = None,
     max_p99_us: Annotated[
         float,
         typer.Option(min=0, help="Budget to declare: microseconds of CPU of a slow prediction; 0 is none."),
@@ -147,6 +157,7 @@ def convert_command(  # noqa: PLR0917 (typer calls it by name)
 ) -> None:
     """Convert a fitted pipeline into one .onnx file that is proven equal to it, or refuse."""
     with reported():
+        declared = parse_ranges(ranges or ())
         found = load_pipeline(pipeline, allow_pickle=allow_pickle, trusted=trust or (), tell=note)
         training = load_rows(rows, found, Wanted(target=target, groups=groups, drop=drop or ()))
         cells = None if layout is None else read_artifact(layout)[1].reference.spec
@@ -167,6 +178,7 @@ def convert_command(  # noqa: PLR0917 (typer calls it by name)
                         predict_p99_ns=round(max_p99_us * 1e3), rss_bytes=round(max_rss_mb * 1e6)
                     ),
                     input_dtype=input_dtype.value,
+                    ranges=declared,
                     real_rows=real_rows,
                     progress=bar,
                 )
@@ -213,6 +225,11 @@ def parity(  # noqa: PLR0917 (typer calls it by name)
             raise typer.Exit(REFUSED)
 
 
+def _range_text(name: str, ends: tuple[float | None, float | None]) -> str:
+    low, high = ("" if end is None else f"{end:.9g}" for end in ends)
+    return f"{name} {low}:{high}"
+
+
 def inspect(
     model: Annotated[Path, typer.Argument(help="An artifact.")],
     as_json: JsonFlag = False,
@@ -228,6 +245,7 @@ def inspect(
             "task": m.task,
             "score": m.score,
             "features": [f.name for f in m.features],
+            "ranges": {name: list(ends) for name, ends in ranges_of(m).items()},
             "labels": list(m.labels),
             "layout": m.layout,
             "training rows": info.reference.total.rows,
@@ -241,7 +259,9 @@ def inspect(
             return
         for key, value in facts.items():
             shown = value
-            if isinstance(value, dict):
+            if key == "ranges":
+                shown = ", ".join(_range_text(*f) for f in ranges_of(m).items())
+            elif isinstance(value, dict):
                 shown = ", ".join(f"{k} {v}" for k, v in value.items())
             elif isinstance(value, list):
                 shown = ", ".join(str(v) for v in value)

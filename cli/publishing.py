@@ -52,7 +52,9 @@ def publish(
                 case Disconnected():
                     waiting += flying.values()
                     flying.clear()
-                case Delivered(token):
+                case Delivered(token, refusal):
+                    if refusal:
+                        raise LinkError(f"the broker refused {flying.pop(token).topic}: {refusal}")
                     flying.pop(token, None)
                 case Connected() | None | _:
                     pass

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from converters import files
+from converters import ranges as declared
 from converters import signature as signatures
 from converters import table as tables
 from converters.diagnosis import culprit
@@ -22,11 +23,12 @@ from converters.onnx_export import fallback
 from converters.optimize import optimise, to_bytes
 from converters.parity import ParityFailure, Progress, compare, probes_for, run, with_golden, worst_rows
 from converters.probe_inputs import Probes
+from converters.ranges import Ranges
 from converters.reference import (
     CHUNK,
     ties_of,
 )
-from converters.report import ParityReport
+from converters.report import ParityReport, ranges_of
 from converters.signature import Signature, by_position, final
 from converters.subject import Subject, choose_input, golden_for, layout_for, manifest_for
 from converters.table import Rows
@@ -111,6 +113,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     layout: CellSpec | None = None,
     budgets: Budgets = Budgets(),  # noqa: B008 - frozen
     input_dtype: Literal["auto", "float32", "float64"] = "auto",
+    ranges: Ranges | None = None,
     real_rows: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -132,6 +135,9 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         layout: the cells of the model this one succeeds, so that drift history stays comparable.
         budgets: limits to declare in the manifest.
         input_dtype: what devices send; ``auto`` is float32 unless that changes the pipeline's own answers.
+        ranges: where the model is proven and used: devices refuse rows outside. A mapping of features' names to the
+            smallest and the largest value (both allowed; None for no limit), or ``"training"`` for the range of the
+            training rows in every column of numbers, widened by as much on each side. Without it there is no limit.
         real_rows: whether training rows, and worst rows built from them, may travel in the artifact: half of its golden
             rows are then real. Without it all rows in its metadata are synthetic. The certificate says which.
         progress: called with a stage, how much of it is done, and how much there is. Stages are read, lower, probe
@@ -141,8 +147,8 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
         UnsupportedPipeline: a step, a label or a column cannot be converted, or only to a file that is too large or
             that ONNX Runtime does not run; says which, why and what to do.
         ParityError: the graph disagrees with the pipeline (a `ParityFailure`, with the report).
-        InputError: ``X``, ``y`` or ``groups`` do not fit the pipeline or each other.
-        ConfigError: ``layout`` or ``probes`` cannot be used.
+        InputError: ``X``, ``y`` or ``groups`` do not fit the pipeline or each other, or rows lie outside ``ranges``.
+        ConfigError: ``layout``, ``probes`` or ``ranges`` cannot be used.
         ContractError: ``name`` or ``version`` is not one.
     """
     told = _silent if progress is None else progress
@@ -150,7 +156,11 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     signature = signatures.read(pipeline)
     table = tables.read(signature, X)
     membership = _membership(groups, len(table.wide))
+    limits = declared.read(ranges, table)
     subject = choose_input(signature, table, input_dtype)
+    if limits is not None:
+        takes = replace(subject.takes, limits=declared.rounded(limits, subject.dtype))
+        subject = replace(subject, takes=takes)
     spec = layout_for(layout, subject)
     parts = _Parts(
         manifest=manifest_for(
@@ -179,7 +189,8 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
             seed=seed,
             arithmetic=arithmetic,
             remedies=subject.remedies,
-            notes=tuple(widest.notes),
+            notes=(*widest.notes, *declared.note(parts.manifest)),
+            ranges=ranges_of(parts.manifest),
             coverage=rows.coverage,
             float32=subject.effect,
             real_rows=real_rows,

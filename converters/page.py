@@ -45,6 +45,7 @@ _MEANING: Final = {
     "missing": "with missing values",
     "infinite": "with infinities",
     "category": "every category, and values not seen before",
+    "limit": "at the ends of the declared ranges",
     "batch": "also alone and in batches of several sizes",
 }
 _FIGURES: Final = (
@@ -68,6 +69,7 @@ def render(document: Mapping[str, Any]) -> str:
         _section("What was found", _facts(document)),
         _section("Remedies", _list(document["remedies"])),
         _section("Notes", _list(document["notes"])),
+        _section("Ranges", _ranges(document["ranges"])),
         _section("By kind of row", _figures("kind", kinds, document)),
         _section("By output", _figures("output", outputs, document) if outputs else ""),
         _section("Worst rows", _worst(document["worst"], document["features"], document["tolerance"])),
@@ -106,6 +108,15 @@ def _section(title: str, body: str) -> str:
 def _list(texts: Sequence[str]) -> str:
     items = "".join(f"<li>{html.escape(text)}</li>\n" for text in texts)
     return f"<ul>{items}</ul>\n" if items else ""
+
+
+def _ranges(found: Mapping[str, Sequence[float | None]]) -> str:
+    if not found:
+        return ""
+    cells = [
+        (name, "…".join("" if end is None else f"{end:.9g}" for end in ends)) for name, ends in found.items()
+    ]
+    return f"<p>No row outside was compared: devices refuse them.</p>\n{_texts(cells)}"
 
 
 def _facts(document: Mapping[str, Any]) -> str:
@@ -186,9 +197,11 @@ def _row(
 
 
 def _grid(pairs: Sequence[tuple[str, object]]) -> str:
-    cells = "".join(
-        f"<div><span>{html.escape(name)}</span>{html.escape(_value(value))}</div>" for name, value in pairs
-    )
+    return _texts([(name, _value(value)) for name, value in pairs])
+
+
+def _texts(pairs: Sequence[tuple[str, str]]) -> str:
+    cells = "".join(f"<div><span>{html.escape(name)}</span>{html.escape(text)}</div>" for name, text in pairs)
     return f"<div class=values>{cells}</div>\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converters import ranges
 from converters import signature as signatures
 from converters import table as tables
 from converters.lowering import lower
@@ -24,18 +25,20 @@ from converters.probe_inputs import (
     FAR,
     HUGE,
     INFINITE,
+    LIMIT,
     RANDOM,
     TRAINING,
     Probes,
 )
 from converters.reference import Acceptance, accepted_values, answers
-from converters.report import KindResult, ParityReport, merged, severity
+from converters.report import KindResult, ParityReport, merged, ranges_of, severity
 from converters.signature import Signature
 from converters.table import Column, InputDtype, Rows, Table
 from converters.tally import WORST_ROWS, Tally
-from edge_runtime.contract.errors import ArtifactError, ParityError
+from edge_runtime.contract.errors import ArtifactError, InputError, ParityError
 from edge_runtime.contract.manifest import TOLERANCE, Golden, Label
 from edge_runtime.contract.profile import CellSpec
+from edge_runtime.contract.ranges import Limits
 from edge_runtime.engine import Engine
 
 Progress = Callable[[str, int, int], None]
@@ -64,7 +67,12 @@ _OTHER_STEP: Final = (
 )
 _BOUND: Final = (
     "every wrong row has a value far beyond the training rows, where the last bit of the pipeline's own sums decides: "
-    "bound the columns in the first step, as MinMaxScaler(clip=True) does"
+    "pass ranges='training' (or --range training), so that devices refuse such rows, or bound the columns in the first "
+    "step, as MinMaxScaler(clip=True) does"
+)
+_NARROW: Final = (
+    "every wrong row has a value far from the training rows, where the last bit of the pipeline's own sums decides: "
+    "declare narrower ranges, and one for every feature"
 )
 
 
@@ -73,7 +81,9 @@ def _advice(report: ParityReport) -> str:
     wrong = {
         k for k, found in report.by_probe_kind.items() if found.label_mismatches + found.score_mismatches
     }
-    return _BOUND if wrong and wrong <= {EXTREME, HUGE, FAR, INFINITE} else ""
+    if not wrong or not wrong <= {EXTREME, HUGE, FAR, INFINITE, LIMIT}:
+        return ""
+    return _NARROW if report.ranges else _BOUND
 
 
 def check_parity(
@@ -88,10 +98,12 @@ def check_parity(
     """Compares the artifact at ``path`` with ``pipeline`` on about ``probes`` hostile rows built from ``X``.
 
     ``X`` is an (n, F) array or data frame like the one the pipeline was fitted on. Disagreement is in the
-    report, not raised. The report repeats the remedies and notes of the artifact's certificate.
+    report, not raised. The report repeats the remedies and notes of the artifact's certificate. Where the artifact
+    declares ranges, rows outside are left out: devices refuse them.
 
     Raises:
         UnsupportedPipeline: the pipeline or ``X`` is not understood.
+        InputError: no row of ``X`` lies inside the artifact's ranges.
         ArtifactError: the file is damaged, or was made from a pipeline of another shape.
     """
     engine = Engine(path)
@@ -111,6 +123,7 @@ def check_parity(
             missing=np.array([f.missing for f in manifest.features]),
             infinite=np.array([f.infinite for f in manifest.features]),
             unseen=np.array([f.unseen for f in manifest.features]),
+            limits=Limits.of(manifest.features, dtype),
         ),
         probes=probes,
         seed=seed,
@@ -128,8 +141,9 @@ def check_parity(
         arithmetic=arithmetic if isinstance(arithmetic, str) else "",
         coverage=rows.coverage,
         remedies=_texts(certificate, "remedies"),
-        notes=tuple(dict.fromkeys((*lowered.notes, *_texts(certificate, "notes")))),
+        notes=tuple(dict.fromkeys((*lowered.notes, *_texts(certificate, "notes"), *ranges.note(manifest)))),
         real_rows=real_rows,
+        ranges=ranges_of(manifest),
     )
 
 
@@ -154,9 +168,14 @@ def probes_for(
     probes: int,
     seed: int,
 ) -> Probes:
-    """The probe rows of one lowered pipeline."""
+    """The probe rows of one lowered pipeline; raises `InputError` where no row lies inside its ranges."""
+    rows = table.rows(lowered.dtype)
+    if takes.limits is not None:
+        rows = rows[~takes.limits.outside(rows).any(axis=1)]
+        if not len(rows):
+            raise InputError("range", f"X: none of {len(table.wide)} rows lies inside the artifact's ranges")
     return Probes(
-        table.rows(lowered.dtype),
+        rows,
         takes,
         spec,
         lowered,

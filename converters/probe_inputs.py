@@ -5,6 +5,9 @@ there are rows on the threshold and one and two floating-point values to each si
 that bears witness to the split (`converters.witness`); for bins, categories and clips rows around each of their
 edges. Where the graph's own structure says nothing, the pipeline does: between two training rows with different
 answers lies an edge, and it is found by bisection over the values of one column.
+
+Where ranges are declared, no row leaves them: devices refuse it, so there is nothing to prove. Their ends are tried,
+one by one and together.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import boundaries, equidistant, witness
+from converters import boundaries, equidistant, probe_splits, probe_values, witness
 from converters.boundaries import Ask
-from converters.lowering.folding import LARGEST_KEYS, float_of, key_of
-from converters.lowering.graph import Ensemble, Lowering
+from converters.lowering.graph import Lowering
+from converters.probe_values import LARGEST, OFFSETS
 from converters.reference import CHUNK, Acceptance
 from converters.table import Rows, spread
 from edge_runtime.contract.errors import ConfigError
@@ -37,6 +40,7 @@ CATEGORY: Final = "category"
 BATCH: Final = "batch"
 EQUIDISTANT: Final = "equidistant"
 FAR: Final = "far"
+LIMIT: Final = "limit"
 KINDS: Final = (
     TRAINING,
     RANDOM,
@@ -52,22 +56,24 @@ KINDS: Final = (
     CATEGORY,
     EQUIDISTANT,
     FAR,
+    LIMIT,
 )
 SYNTHETIC: Final = frozenset({RANDOM})
 """Kinds drawn from the cells alone: only such rows may travel in an artifact."""
 
 MIN_PROBES: Final = 100
-_OFFSETS: Final = (0, 1, -1, 2, -2)
 _HUGE_ROWS: Final = 16
 LEAST_EQUIDISTANT: Final = 512
 """However few probes are wanted: a tie that falls otherwise is easily missed by fewer."""
 _BATCH_ROWS: Final = 256
-_LARGEST: Final = float(np.finfo(np.float32).max)
+_LEAST_CORNERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """Which splits of trees the threshold rows try.
+
+    Where ranges are declared, splits and values outside of them are not there for any row, and are not counted.
 
     Attributes:
         splits: how many splits the trees have.
@@ -86,21 +92,12 @@ class Coverage:
     by_offset: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Splits:
-    """All splits of all ensembles: column, key of the threshold, a training row that reaches it (-1: none)."""
-
-    column: NDArray[np.int64]
-    key: NDArray[np.int64]
-    base: NDArray[np.int64]
-    decisive: NDArray[np.bool_]
-
-
 class Probes:
     """All probe rows for one model; iterating again gives the same rows. At most `CHUNK` rows are held at once.
 
     Args:
-        rows: (n, F) training rows in the artifact's input dtype, codes in columns of categories.
+        rows: (n, F) training rows in the artifact's input dtype, codes in columns of categories; none lies outside a
+            declared range.
         takes: what the pipeline accepts in each column; one that takes only what it held in training keeps its values.
         spec: the cells to draw random rows from.
         lowered: the lowered pipeline, for its edges and trees.
@@ -130,22 +127,25 @@ class Probes:
         self._rows = rows
         self._takes = takes
         self._missing = np.flatnonzero(takes.missing)
-        self._infinite = np.flatnonzero(takes.infinite)
         self._vocabulary = vocabulary
         free = vocabulary == 0
         free[list(takes.only)] = False
         self._numbers = np.flatnonzero(free)
+        self._infinite = probe_values.infinities(takes)
+        self._ends = probe_values.ends(takes.limits, self._numbers, rows.dtype)
+        self._endless = probe_values.endless(takes.limits, self._numbers)
         self._spec = spec
         self._seed = seed
         self._segments: list[tuple[int, NDArray[np.int64]]] = []
-        self._splits = _splits(lowered.ensembles, rows, takes.missing)
+        self._splits = probe_splits.read(lowered.ensembles, rows, takes)
         self.coverage: Coverage | None = None
         if len(self._splits.column):
             self._plan_thresholds(probes)
         edges = [(column, values) for column, values in lowered.edges if column not in takes.only]
-        self._edges = _around(edges, rows.dtype)[: max(probes, MIN_PROBES)]
+        beside = probe_values.around(edges, rows.dtype)
+        self._edges = beside[probe_values.allowed(takes.limits, beside)][: max(probes, MIN_PROBES)]
         self._boundary = rows[:0] if ask is None else boundaries.find(rows, self._numbers, ask, seed)
-        self._categories = _categories(vocabulary, takes.unseen)
+        self._categories = probe_values.categories(vocabulary, takes.unseen)
         self._searches = lowered.searches
         self._sizes = self._plan(probes)
 
@@ -163,23 +163,29 @@ class Probes:
             left = self._sizes[kind] if per_kind is None else min(per_kind, self._sizes[kind])
             source = self._sources()[kind](np.random.default_rng([self._seed, number]), left)
             for chunk in source:
-                yield kind, chunk
+                yield kind, self._inside(chunk)
+
+    def _inside(self, rows: Rows) -> Rows:
+        """The rows with what lies outside its range at the nearer end of that."""
+        limits = self._takes.limits
+        return rows if limits is None else np.clip(rows, limits.low, limits.high)
 
     def _plan(self, probes: int) -> dict[str, int]:
         sizes = {
             TRAINING: min(len(self._rows), probes // 8),
             THRESHOLD: sum(len(at) for _, at in self._segments),
-            EXTREME: min(_EXTREMES * len(self._numbers), probes // 10),
-            HUGE: min(_HUGE_ROWS, probes // 20) if self._numbers.size else 0,
+            EXTREME: min(probe_values.EXTREMES * len(self._numbers), probes // 10),
+            HUGE: min(_HUGE_ROWS, probes // 20) if self._endless.size else 0,
             INTEGER: probes // 20 if self._numbers.size else 0,
             MISSING: probes // 20 if self._missing.size else 0,
             BATCH: min(_BATCH_ROWS, probes // 20),
             EDGE: len(self._edges),
             BOUNDARY: len(self._boundary),
-            INFINITE: min(2 * len(self._infinite), probes // 20),
+            INFINITE: min(len(self._infinite), probes // 20),
             CATEGORY: max(len(self._categories), probes // 20) if len(self._categories) else 0,
             EQUIDISTANT: max(probes // 10, LEAST_EQUIDISTANT) if self._searches else 0,
             FAR: probes // 40 if self._searches and self._numbers.size else 0,
+            LIMIT: len(self._ends) + max(probes // 20, _LEAST_CORNERS) if len(self._ends) else 0,
         }
         sizes[RANDOM] = max(probes - sum(sizes.values()), probes // 10)
         return sizes
@@ -200,6 +206,7 @@ class Probes:
             CATEGORY: self._with_categories,
             EQUIDISTANT: self._equidistant,
             FAR: self._far,
+            LIMIT: self._at_limits,
         }
 
     def _training(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
@@ -226,7 +233,7 @@ class Probes:
         for part in _parts(count):
             rows = self._drawn(rng, part.stop - part.start)
             step = unit * np.exp2(rng.integers(-6, 4, size=(len(rows), 1)))
-            found = np.clip(np.rint(rows[:, self._numbers] / step) * step, -_LARGEST, _LARGEST)
+            found = np.clip(np.rint(rows[:, self._numbers] / step) * step, -LARGEST, LARGEST)
             if part.start == 0:
                 found[:1] = 0.0
             rows[:, self._numbers] = found
@@ -234,7 +241,11 @@ class Probes:
 
     def _extreme(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Training rows with one value at, beyond or far beyond the column's range, or next to zero."""
-        values = np.stack([_extremes(self._rows[:, j]) for j in self._numbers]) if count else np.zeros((0, 1))
+        values = (
+            np.stack([probe_values.extremes(self._rows[:, j]) for j in self._numbers])
+            if count
+            else np.zeros((0, 1))
+        )
         order = rng.permutation(values.size)[:count]
         for part in _parts(count):
             rows = self._drawn(rng, part.stop - part.start)
@@ -244,11 +255,13 @@ class Probes:
 
     def _huge(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Values near the end of float32, which many pipelines refuse themselves."""
-        values = np.array([1e18, -1e18, 1e30, -1e30, _LARGEST, -_LARGEST], self._rows.dtype)
+        values = np.array([1e18, -1e18, 1e30, -1e30, LARGEST, -LARGEST], self._rows.dtype)
         rows = self._drawn(rng, count)
         if count:
-            at = self._numbers[rng.integers(len(self._numbers), size=count)]
+            at = self._endless[rng.integers(len(self._endless), size=count)]
             rows[np.arange(count), at] = values[np.arange(count) % len(values)]
+            if (limits := self._takes.limits) is not None:  # the other side has no end
+                rows = np.where(limits.outside(rows), -rows, rows)
             yield rows
 
     def _with_missing(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
@@ -264,9 +277,26 @@ class Probes:
     def _with_infinities(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         rows = self._drawn(rng, count)
         if count:
-            at = self._infinite[np.arange(count) // 2 % len(self._infinite)]
-            rows[np.arange(count), at] = np.where(np.arange(count) % 2, np.inf, -np.inf)
+            which = self._infinite[np.arange(count) % len(self._infinite)]
+            rows[np.arange(count), which["column"]] = which["value"]
             yield rows
+
+    def _at_limits(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
+        """Training rows with one value at the end of its range or beside it, then with several at ends, or all."""
+        limits = self._takes.limits
+        alone = min(count, len(self._ends))
+        for part in _parts(alone):
+            rows = self._drawn(rng, part.stop - part.start)
+            rows[np.arange(len(rows)), self._ends["column"][part]] = self._ends["value"][part]
+            yield rows
+        for part in _parts(count - alone):
+            assert limits is not None, "without ranges there are no such rows"
+            rows = self._drawn(rng, part.stop - part.start)
+            ends = np.where(rng.random(rows.shape) < 0.5, limits.low, limits.high)
+            share = np.where(np.arange(len(rows)) % 2, 1.0, rng.random(len(rows)))[:, None]
+            moved = np.isfinite(ends) & (rng.random(rows.shape) < share)
+            moved &= np.isin(np.arange(rows.shape[1]), self._numbers)
+            yield np.where(moved, ends, rows)
 
     def _with_categories(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
         """Training rows with each value of each vocabulary, strangers included, then mixtures of them."""
@@ -313,20 +343,21 @@ class Probes:
         rest = np.setdiff1d(np.arange(len(pairs)), first)
         every = np.concatenate([first, rest])
         for offset, at in (
-            *((offset, first) for offset in _OFFSETS[:3]),
-            *((offset, rest) for offset in _OFFSETS[:3]),
-            *((offset, every) for offset in _OFFSETS[3:]),
+            *((offset, first) for offset in OFFSETS[:3]),
+            *((offset, rest) for offset in OFFSETS[:3]),
+            *((offset, every) for offset in OFFSETS[3:]),
         ):
-            room = len(at) if at is first else max(0, min(len(at), allowed))
+            held = at[splits.held(offset)[at]]
+            room = len(held) if at is first else max(0, min(len(held), allowed))
             allowed -= room
-            self._segments.append((offset, at[:room]))
+            self._segments.append((offset, held[:room]))
         self.coverage = Coverage(
             splits=len(pairs),
             distinct=len(first),
             reached=int((splits.base >= 0).sum()),
             decisive=int(splits.decisive.sum()),
             by_offset=tuple(
-                (offset, sum(len(at) for o, at in self._segments if o == offset)) for offset in _OFFSETS
+                (offset, sum(len(at) for o, at in self._segments if o == offset)) for offset in OFFSETS
             ),
         )
 
@@ -358,7 +389,7 @@ def rows_in_cells(  # noqa: PLR0917 - what the rows are drawn from
     """``count`` synthetic rows (count, F): per value a cell at random, then a value in it at random; or any category.
 
     The open first and last cells reach as far out as the inner cells do together. A column that takes only what it
-    held in training gets just that.
+    held in training gets just that. No row leaves a declared range.
     """
     rows = np.empty((count, len(spec.features)), dtype)
     for j, cells in enumerate(spec.features):
@@ -371,66 +402,14 @@ def rows_in_cells(  # noqa: PLR0917 - what the rows are drawn from
         edges = np.asarray(cells.edges, np.float64)
         reach = edges[-1] - edges[0] or max(1.0, abs(edges[0]))
         bounds = np.concatenate([[edges[0] - reach], edges, [edges[-1] + reach]])
+        if takes.limits is not None:
+            bounds = np.clip(bounds, float(takes.limits.low[j]), float(takes.limits.high[j]))
         cell = rng.integers(cells.cells, size=count)
         drawn = bounds[cell] + rng.random(count) * (bounds[cell + 1] - bounds[cell])
-        rows[:, j] = np.clip(drawn, -_LARGEST, _LARGEST)
-    return rows
-
-
-def _splits(ensembles: list[Ensemble], rows: Rows, missing: NDArray[np.bool_]) -> _Splits:
-    parts = []
-    for ensemble in ensembles:
-        inner = np.flatnonzero(ensemble.left >= 0)
-        base, decisive = witness.find(ensemble, rows, missing)
-        parts.append((ensemble.feature[inner], key_of(ensemble.threshold[inner]), base, decisive))
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return _Splits(none, none, none, np.zeros(0, np.bool_))
-    column, key, base, decisive = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return _Splits(column, key, base, decisive)
-
-
-def _around(edges: list[tuple[int, NDArray[np.floating]]], dtype: np.dtype[np.floating]) -> NDArray[np.void]:
-    """The values at and beside each edge, as (column, value) records without repetition."""
-    kind = np.dtype([("column", np.int64), ("value", dtype)])
-    found = []
-    for column, values in edges:
-        finite = np.unique(values[np.isfinite(values)]).astype(dtype)
-        for offset in _OFFSETS:
-            key = np.clip(key_of(finite) + offset, -LARGEST_KEYS[dtype.name], LARGEST_KEYS[dtype.name])
-            part = np.empty(len(finite), kind)
-            part["column"], part["value"] = column, float_of(key, dtype.name)
-            found.append(part)
-    return np.unique(np.concatenate(found)) if found else np.empty(0, kind)
-
-
-def _categories(vocabulary: NDArray[np.int64], unseen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(k, 2) every (column, code), with -1 where the pipeline takes values it has not seen."""
-    found = [
-        (j, code)
-        for j, size in enumerate(vocabulary.tolist())
-        for code in range(-int(unseen[j]) if size else 0, size)
-    ]
-    return np.array(found, np.int64).reshape(-1, 2)
+        rows[:, j] = np.clip(drawn, -LARGEST, LARGEST)
+    return rows if takes.limits is None else np.clip(rows, takes.limits.low, takes.limits.high)
 
 
 def _parts(count: int) -> Iterator[slice]:
     for start in range(0, count, CHUNK):
         yield slice(start, min(start + CHUNK, count))
-
-
-_EXTREMES: Final = 12
-
-
-def _extremes(column: Rows) -> Rows:
-    """(12,) values at the ends of a column's range, beyond them, and around zero."""
-    finite = column[np.isfinite(column)].astype(np.float64)
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    span = high - low or max(1.0, abs(low))
-    ends = np.clip(
-        [low, high, low - span, high + span, low - 100 * span, high + 100 * span], -_LARGEST, _LARGEST
-    )
-    near = ends.astype(column.dtype)
-    steps = np.nextafter(near[:2], np.array([-np.inf, np.inf], column.dtype))
-    tiny = np.finfo(column.dtype).smallest_subnormal
-    return np.concatenate([near, steps, np.array([0.0, -0.0, tiny, -tiny], column.dtype)])

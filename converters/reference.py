@@ -24,6 +24,7 @@ from converters.signature import Signature, by_position, final
 from converters.table import InputDtype, Rows, Table, spread
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from edge_runtime.contract.manifest import TOLERANCE, Label, agrees, undecided
+from edge_runtime.contract.ranges import Limits
 
 CHUNK: Final = 4096
 """Rows per call: large enough to hide what a call costs, small enough to stay in the cache."""
@@ -97,12 +98,14 @@ class Acceptance:
         infinite: (F,) bool, either infinity; False for a column of categories.
         unseen: (F,) bool, a category that was not in training; False for a column of numbers.
         only: (k,) distinct training values of each column of numbers that takes no others.
+        limits: the ranges that the model's maker declares, in the rows' dtype; None where there are none.
     """
 
     missing: NDArray[np.bool_]
     infinite: NDArray[np.bool_]
     unseen: NDArray[np.bool_]
     only: Mapping[int, Rows] = field(default_factory=dict)
+    limits: Limits | None = None
 
 
 def answers(signature: Signature, table: Table, rows: Rows, *, apart: bool = False) -> Answers:

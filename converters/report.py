@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,7 @@ from converters import page
 from converters.probe_inputs import SYNTHETIC, Coverage
 from converters.reference import Float32Effect
 from edge_runtime.contract.ids import Digest
-from edge_runtime.contract.manifest import Label
+from edge_runtime.contract.manifest import Label, Manifest
 
 CERTIFIED_VALUES: Final = 4096
 """About how many numbers of worst rows of single outputs a certificate may hold: metadata is small."""
@@ -51,6 +51,11 @@ class KindResult:
     max_abs_error: float = 0.0
     max_rel_error: float = 0.0
     worst: WorstRow | None = None
+
+
+def ranges_of(manifest: Manifest) -> Mapping[str, tuple[float | None, float | None]]:
+    """The smallest and the largest value of each feature that has a range, None where one is missing."""
+    return {feature.name: (feature.low, feature.high) for feature in manifest.features if feature.ranged}
 
 
 def severity(row: WorstRow) -> tuple[bool, float]:
@@ -97,6 +102,7 @@ class ParityReport:
         float32: what float32 changes on the training rows; None when no training rows were compared.
         real_rows: whether the artifact may carry real rows (golden rows, worst rows), because its maker said so.
         undefined: rows that the pipeline itself answers with NaN.
+        ranges: the smallest and the largest value of each feature that has a range: no row outside was compared.
     """
 
     digest: Digest | None
@@ -121,6 +127,7 @@ class ParityReport:
     float32: Float32Effect | None = None
     real_rows: bool = False
     undefined: int = 0
+    ranges: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -146,10 +153,10 @@ class ParityReport:
     def to_certificate(self) -> Mapping[str, object]:
         """Plain data to travel in the artifact: figures to three digits, and the worst of the rows that may travel.
 
-        These are the synthetic ones, or all where ``real_rows`` says so.
+        These are the synthetic ones, or all where ``real_rows`` says so. Ranges stand in the manifest.
         """
         document = _document(self, lambda row: self.real_rows or row.kind in SYNTHETIC, CERTIFIED_VALUES)
-        del document["digest"], document["features"]
+        del document["digest"], document["features"], document["ranges"]
         document["worst"] = _first(document["worst"])
         rounded = _rounded(document)
         assert isinstance(rounded, dict)
@@ -177,6 +184,7 @@ def _document(
         "remedies": list(report.remedies),
         "notes": list(report.notes),
         "features": list(report.features),
+        "ranges": {name: list(ends) for name, ends in report.ranges.items()},
         "kinds": {
             kind: {
                 **_figures(result),

@@ -120,6 +120,10 @@ def manifest_for(
     if not ids.VERSION.fullmatch(version):
         raise ContractError(f"{version!r} is not a version: it must match {ids.VERSION.pattern}")
     signature, takes = subject.signature, subject.takes
+
+    no_end = np.full(len(subject.table.columns), np.nan)
+    low, high = (no_end, no_end) if takes.limits is None else (takes.limits.low, takes.limits.high)
+
     return Manifest(
         name=ids.model_name(name),
         version=version,
@@ -133,6 +137,8 @@ def manifest_for(
                 missing=bool(takes.missing[j]),
                 infinite=bool(takes.infinite[j]),
                 unseen=bool(takes.unseen[j]),
+                low=float(low[j]) if np.isfinite(low[j]) else None,
+                high=float(high[j]) if np.isfinite(high[j]) else None,
             )
             for j, column in enumerate(subject.table.columns)
         ),

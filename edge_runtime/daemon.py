@@ -1,92 +1,48 @@
-"""``skiffd CONFIG.toml``: the device's composition root. It joins the agent, the data plane and the adapters.
+"""The device's composition root: it joins the agent, the data plane and the adapters.
 
-Two threads: the *feed* takes rows from the source and predicts; the main thread owns everything else and performs
-what the agent decides. The link's thread and the child's reader only enqueue and wake it.
+The main thread owns everything and performs what the agent decides. The *feed* takes rows from the source and predicts;
+the link's thread, the child's readers and the status socket's thread only enqueue, wake, or read.
 """
 
-import argparse
-import json
 import logging
+import os
 import random
-import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from edge_runtime import __version__
-from edge_runtime.adapters.child import Child
-from edge_runtime.adapters.outbox import Outbox
-from edge_runtime.adapters.probes import Probes
+from edge_runtime import __version__, feed
+from edge_runtime.adapters import clock, status_report, status_socket
+from edge_runtime.adapters.last_exit import FIRST_START
 from edge_runtime.adapters.slots import Slots
-from edge_runtime.adapters.sources import ReplaySource
-from edge_runtime.config import DaemonConfig, load
-from edge_runtime.contract.errors import (
-    ArtifactError,
-    BudgetExceeded,
-    ConfigError,
-    ContractError,
-    LinkError,
-    SkiffError,
-)
+from edge_runtime.adapters.systemd import Notifier
+from edge_runtime.config import DaemonConfig
+from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, ConfigError, LinkError, SkiffError
 from edge_runtime.contract.ids import Digest, session_id
+from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.topics import WINDOW
 from edge_runtime.core import events as core
 from edge_runtime.core import lifecycle
-from edge_runtime.core.agent import Agent, Identity
-from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.core.windowing import OpenWindow, is_due, open_window
+from edge_runtime.core.agent import SAVE_SECONDS, Agent
+from edge_runtime.core.backoff import Every, next_delay_seconds
+from edge_runtime.core.voice import Identity
+from edge_runtime.core.windowing import OpenWindow, close_window, is_due, open_window, publish_delay_ns
 from edge_runtime.engine import Engine
+from edge_runtime.keeper import Keeper
 from edge_runtime.link import Connected, Disconnected, Link, Outgoing, Received
 from edge_runtime.runtime import Observation, Runtime
+from edge_runtime.updates import Updates
+from edge_runtime.watch import Watch
 
 TICK_SECONDS: Final = 0.25
-EXIT_FAILED: Final = 1
-EXIT_CONFIG: Final = 2
+WATCH_SECONDS: Final = 1.0
+CLOCK_SECONDS: Final = 60.0
+GOLDEN_SECONDS: Final = 60.0
+"""How often the serving model is asked a golden row where no watchdog says so."""
 
 log = logging.getLogger("skiffd")
-
-
-class Feed(threading.Thread):
-    """Takes rows from the source and predicts them, until told to stop.
-
-    Rows wait while there is no model. A bad row is counted by the runtime and does not end the feed.
-    """
-
-    def __init__(self, source: ReplaySource, stop: threading.Event) -> None:
-        super().__init__(name="feed", daemon=True)
-        self._source = source
-        self._stop_event = stop
-        self._ready = threading.Event()
-        self._runtime: Runtime | None = None
-
-    def attach(self, runtime: Runtime | None) -> None:
-        """The runtime that answers from now on; None lets rows wait."""
-        self._runtime = runtime
-        if runtime is None:
-            self._ready.clear()
-        else:
-            self._ready.set()
-
-    def run(self) -> None:
-        """The thread's body."""
-        for row, truth in self._source.rows(self._stop_event):
-            while not self._ready.wait(TICK_SECONDS):
-                if self._stop_event.is_set():
-                    return
-            runtime = self._runtime
-            if runtime is None:
-                continue
-            try:
-                prediction = runtime.predict(row)
-            except SkiffError as e:
-                log.debug("row_refused reason=%s", e)
-                continue
-            if truth is not None:
-                runtime.record_truth(1, int(prediction.label == truth))
 
 
 class Daemon:
@@ -94,20 +50,24 @@ class Daemon:
 
     def __init__(self, config: DaemonConfig) -> None:
         self._config = config
-        config.state_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(config.state_dir)
         self._rng = random.Random()  # noqa: S311 (jitter and a session's name, no secret)
+        self._watch = Watch(config)
         self._slots = Slots(config.state_dir)
-        self._outbox = Outbox(config.state_dir / "outbox.db", max_bytes=config.outbox_bytes)
-        self._probes = Probes()
-        identity = Identity(
+        self._identity = Identity(
             fleet=config.fleet,
             device=config.device,
             cohort=config.cohort,
             session=session_id(f"{self._rng.getrandbits(64):016x}"),
             model=config.model,
             attributes=config.attributes,
+            last_exit=self._watch.last_exit,
+            restarts=self._watch.restarts,
         )
-        self._agent = Agent(identity, self._load_slots(), config.budget, self._rng)
+        self._keeper = Keeper(config)
+        self._saved = self._slots.record()
+        self._unsaved = False
+        self._agent = Agent(self._identity, self._on_disk(), config.budget, self._rng)
         death = self._agent.death()
         self._link = Link(
             config.broker,
@@ -115,24 +75,27 @@ class Daemon:
             will=Outgoing(death.topic, death.payload, death.delivery),
             delay=lambda attempt: next_delay_seconds(attempt, self._rng),
         )
+        self._link_state = (time.monotonic(), "not connected yet")
+        self._updates = Updates(config, self._link.wake)
         self._stop = threading.Event()
+        self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
+        self._notifier = Notifier(os.environ)
+        self._status = status_socket.StatusSocket(
+            config.status_socket, lambda: status_report.to_document(self._report())
+        )
         self._runtime: Runtime | None = None
-        self._feed: Feed | None = None
-        if config.source.kind == "replay":
-            source = ReplaySource(
-                config.source.path,
-                rows_per_second=config.source.rows_per_second,
-                seed=config.source.seed,
-            )
-            self._feed = Feed(source, self._stop)
-        self._child: Child | None = None
         self._window: OpenWindow | None = None
+        self._hold_until_ns = 0
+        self._synced = self._read_clock()
         self._events: deque[core.AgentEvent] = deque()
         self._handling = False
         self._sampled = (0, 0, 0.0)
+        self._looks = Every(WATCH_SECONDS)
+        self._clock_looks = Every(CLOCK_SECONDS)
+        self._save_tries = Every(SAVE_SECONDS)
+        self._golden_runs = Every(self._notifier.watchdog_seconds or GOLDEN_SECONDS)
 
-    def _load_slots(self) -> lifecycle.SlotState:
-        self._saved = self._slots.record()
+    def _on_disk(self) -> lifecycle.SlotState:
         if self._saved is None:
             return lifecycle.SlotState(model=self._config.model)
         return lifecycle.from_document(self._saved, self._config.model)
@@ -140,44 +103,102 @@ class Daemon:
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, stop: threading.Event) -> None:
-        """Serves until ``stop`` is set, then closes the window, keeps it, and says goodbye."""
+        """Serves until ``stop`` is set or the source has ended, then keeps the open window and says goodbye.
+
+        Raises `SkiffError` when the source broke, or memory stays above its hard limit whatever is done.
+        """
+        self._watch.begin(self._identity.session)
         for topic in self._agent.subscriptions:
             self._link.subscribe(topic)
+        self._handle(core.ClockChanged(self._synced))
         self._handle(core.Started())
+        try:
+            self._status.start()
+        except LinkError as e:
+            log.warning("status_unavailable reason=%s", e)
         if self._feed is not None:
             self._feed.start()
         self._link.start()
-        next_tick = time.monotonic()
+        self._notifier.ready()
+        failure: BaseException | None = None
         try:
-            while not stop.is_set():
-                event = self._link.poll(max(0.0, min(TICK_SECONDS, next_tick - time.monotonic())))
-                match event:
-                    case Connected():
-                        log.info("connected")
-                        self._handle(core.Connected())
-                    case Disconnected():
-                        log.info("disconnected reason=%s", event.reason)
-                        self._handle(core.Disconnected())
-                    case Received():
-                        self._handle(core.MessageArrived(event.topic, event.payload))
-                    case _:
-                        pass
-                self._listen_to_child()
-                if time.monotonic() >= next_tick:
-                    next_tick = time.monotonic() + TICK_SECONDS
-                    self._tick()
+            self._loop(stop)
+        except BaseException as e:
+            failure = e
+            raise
         finally:
             self._shut_down()
+            self._watch.end(failure)
 
-    def _tick(self) -> None:
+    def _loop(self, stop: threading.Event) -> None:
+        next_tick = time.monotonic()
+        while not stop.is_set() and not self._is_over():
+            event = self._link.poll(max(0.0, min(TICK_SECONDS, next_tick - time.monotonic())))
+            match event:
+                case Connected():
+                    log.info("connected")
+                    self._link_state = (time.monotonic(), "")
+                    self._handle(core.Connected())
+                case Disconnected():
+                    log.info("disconnected reason=%s", event.reason)
+                    self._link_state = (time.monotonic(), event.reason)
+                    self._handle(core.Disconnected())
+                case Received():
+                    self._handle(core.MessageArrived(event.topic, event.payload))
+                case _:
+                    pass
+            for told in self._updates.listen():
+                self._handle(told)
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + TICK_SECONDS
+                self._tick(time.monotonic())
+
+    def _is_over(self) -> bool:
+        if self._watch.tired:
+            raise SkiffError(f"{self._watch.tired}: started again, the memory is free")
+        if self._feed is None or not self._feed.done.is_set():
+            return False
+        if self._feed.failure is not None:
+            raise SkiffError(f"the source of rows broke: {self._feed.failure}") from self._feed.failure
+        log.info("source_ended")
+        return True
+
+    def _tick(self, now_seconds: float) -> None:
         self._report_trial()
         runtime, window = self._runtime, self._window
         if runtime is not None and window is not None:
-            rows, mono_ns = runtime.rows, time.monotonic_ns()
-            if is_due(self._config.window, window, rows=rows, mono_ns=mono_ns):
-                self._close_window(runtime.take_window(), window)
+            times = {"wall_ns": time.time_ns(), "mono_ns": _boot_ns()}
+            rows = runtime.rows
+            if not rows and runtime.unanswered:  # nobody's row can be read from no rows at all
+                rows = self._config.window.min_rows
+            if is_due(self._config.window, window, rows=rows, **times):
+                self._end_window(runtime, window)
                 self._window = self._open_window()
+        if self._looks.due(now_seconds):
+            trial = self._agent.slots.trial
+            for told in self._watch.tick(self._runtime, trial.digest if trial is not None else None):
+                self._handle(told)
+            for told in self._keeper.tick(now_seconds):
+                self._handle(told)
+        if self._clock_looks.due(now_seconds) and (synced := self._read_clock()) != self._synced:
+            log.info("clock_changed synced=%s", synced)
+            self._synced = synced
+            self._handle(core.ClockChanged(synced))
+        if self._unsaved and self._save_tries.due(now_seconds):
+            self._save(core.Save(self._agent.slots, needed=False))
+        if self._golden_runs.due(now_seconds):
+            self._prove_alive()
         self._handle(core.Ticked())
+
+    def _prove_alive(self) -> None:
+        """The watchdog is fed only by a model that still gives a golden row its answer, or while there is none."""
+        runtime = self._runtime
+        problem = runtime.engine.golden_problem() if runtime is not None else ""
+        if runtime is not None and problem:
+            log.error("golden_row_failed digest=%s problem=%s", runtime.digest, problem)
+            self._handle(core.ServeFailed(runtime.digest, problem))
+            return
+        self._notifier.alive()
 
     def _handle(self, event: core.AgentEvent) -> None:
         self._events.append(event)
@@ -187,45 +208,51 @@ class Daemon:
         try:
             while self._events:
                 for action in self._agent.handle(self._events.popleft(), time.monotonic(), time.time_ns()):
-                    self._perform(action)
+                    if not self._perform(action):
+                        break
         finally:
             self._handling = False
 
     def _shut_down(self) -> None:
+        self._notifier.stopping()
         self._stop.set()
         if self._feed is not None and self._feed.is_alive():
             self._feed.join(timeout=5.0)
-        if self._child is not None:
-            self._child.kill()
+        self._updates.kill()
+        self._status.stop()
         if self._runtime is not None and self._window is not None:
-            self._close_window(self._runtime.take_window(), self._window)
+            self._hold_until_ns = 0
+            self._end_window(self._runtime, self._window)
             self._handle(core.Ticked())
         if self._link.connected:
             self._perform(self._agent.death())
         self._link.stop(timeout=2.0)
-        self._outbox.close()
+        self._keeper.close()
+        self._notifier.close()
         log.info("stopped")
 
     # ── performing ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _perform(self, action: core.Action) -> None:
+    def _perform(self, action: core.Action) -> bool:
+        """Performs one action; False when those after it must not be performed."""
         match action:
             case core.Save():
-                self._save(action.slots)
+                return self._save(action)
             case core.Serve():
                 self._serve(action.digest)
             case core.Collect():
-                self._slots.collect(action.keep)
+                self._collect(action.keep)
             case core.Publish():
                 self._publish(action)
             case core.Append():
-                self._append(action)
+                self._keeper.append(action)
             case core.Send():
                 self._send(action)
             case core.Trim():
-                self._outbox.trim(action.session, action.seqs)
+                self._keeper.trim(action)
             case core.StartUpdate():
-                self._start_update(action)
+                self._updates.start(action)
+        return True
 
     def _publish(self, action: core.Publish) -> None:
         try:
@@ -233,34 +260,39 @@ class Daemon:
         except LinkError as e:
             log.info("publish_lost topic=%s reason=%s", action.topic, e)
 
-    def _save(self, state: lifecycle.SlotState) -> None:
-        document = lifecycle.to_document(state)
-        if document == self._saved:
-            return
+    def _save(self, action: core.Save) -> bool:
+        document = lifecycle.to_document(action.slots)
         try:
-            self._slots.write_record(document)
+            if document != self._saved:
+                self._slots.write_record(document)
         except OSError as e:
-            # To go on would mean to act on a state that a restart forgets; what was saved before is still whole.
-            raise SkiffError(
-                f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space; "
-                "started again, this device serves the model it had committed"
-            ) from e
-        self._saved = document
+            self._unsaved = True
+            problem = f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space"
+            log.error("state_unsaved needed=%s reason=%s", action.needed, problem)  # noqa: TRY400 (no trace)
+            if action.needed:
+                self._events.append(core.Unsaved(self._on_disk(), problem))
+            return not action.needed
+        self._saved, self._unsaved = document, False
+        if action.needed:
+            self._events.append(core.Saved())
+        return True
 
-    def _append(self, action: core.Append) -> None:
+    def _collect(self, keep: tuple[Digest, ...]) -> None:
         try:
-            self._outbox.append(action.session, action.seq, action.topic, action.payload)
-        except SkiffError as e:
-            log.error("record_lost seq=%d topic=%s reason=%s", action.seq, action.topic, e)  # noqa: TRY400 (no trace)
-            return
-        kept = (action.session, action.seq, action.topic, len(self._outbox))
-        log.info("record_kept session=%s seq=%d topic=%s waiting=%d", *kept)
+            self._slots.collect((*keep, *self._on_disk().known))
+        except OSError as e:
+            log.warning("not_collected reason=%s", e)
 
     def _send(self, action: core.Send) -> None:
+        if not self._link.connected or _boot_ns() < self._hold_until_ns:
+            return
         sent = []
-        for record in self._outbox.pending(action.room, action.skip):
+        for record in self._keeper.about_to_leave(action):
             try:
                 self._link.publish(Outgoing(record.topic, record.payload, WINDOW))
+            except BudgetExceeded as e:
+                self._keeper.discard(record, str(e))
+                continue
             except LinkError as e:
                 log.info("send_interrupted reason=%s", e)
                 break
@@ -274,9 +306,16 @@ class Daemon:
             if self._feed is not None:
                 self._feed.attach(None)
             return
+        config = self._config
         before = self._runtime.engine if self._runtime is not None else None
         try:
-            engine = Engine(self._slots.blob(digest), threads=self._config.threads, expect=digest)
+            engine = Engine(
+                self._slots.blob(digest),
+                threads=config.threads,
+                arena=config.arena,
+                run_limit_seconds=config.run_limit_seconds,
+                expect=digest,
+            )
             old = self._runtime.swap(engine) if self._runtime is not None else None
         except (ArtifactError, BudgetExceeded) as e:
             log.warning("model_broken digest=%s reason=%s", digest, e)
@@ -284,6 +323,7 @@ class Daemon:
             return
         if self._runtime is None:
             self._runtime = Runtime(engine)
+        self._watch.hold(self._runtime)
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
         self._runtime.incumbent = before if before is not None and before.digest != digest else None
@@ -294,35 +334,53 @@ class Daemon:
             self._feed.attach(self._runtime)
         log.info("serving digest=%s", digest)
 
+    # ── windows ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _read_clock(self) -> bool:
+        if self._config.clock == "auto":
+            return bool(clock.is_synced())  # where nobody knows, the clock is not trusted
+        return self._config.clock == "synced"
+
     def _open_window(self) -> OpenWindow:
         return open_window(
-            self._config.window,
-            wall_ns=time.time_ns(),
-            mono_ns=time.monotonic_ns(),
-            synced=self._config.clock_synced,
+            self._config.window, wall_ns=time.time_ns(), mono_ns=_boot_ns(), synced=self._synced
         )
 
+    def _end_window(self, runtime: Runtime, window: OpenWindow) -> None:
+        if self._feed is not None:
+            self._feed.flush()
+        self._close_window(runtime.take_window(), window)
+
     def _close_window(self, seen: Observation, window: OpenWindow) -> None:
-        if seen.rows < self._config.window.min_rows:
+        self._watch.count(seen)
+        silent = not seen.rows and not seen.failed and not seen.refused
+        if silent or 0 < seen.rows < self._config.window.min_rows:
             if seen.rows:
                 log.info("window_withheld rows=%d min_rows=%d", seen.rows, self._config.window.min_rows)
             return
         log.info("window_closed rows=%d digest=%s", seen.rows, seen.digest)
+        mono_ns = _boot_ns()
+        span = close_window(window, wall_ns=time.time_ns(), mono_ns=mono_ns, synced=self._synced)
+        if not self._stop.is_set():
+            self._hold_until_ns = mono_ns + publish_delay_ns(self._config.window, self._config.device)
         self._handle(
             core.WindowClosed(
                 digest=seen.digest,
-                start_ns=window.start_wall_ns,
-                end_ns=time.time_ns(),
-                synced=self._config.clock_synced,
+                start_ns=span.start_ns,
+                end_ns=span.end_ns,
+                synced=span.synced,
                 profile=seen.profile,
                 latency=seen.latency,
-                health=self._probes.health(),
+                queueing=seen.queueing,
+                health=self._watch.health(),
                 refused=seen.refused,
                 failed=seen.failed,
                 labelled=seen.labelled,
                 correct=seen.correct,
             )
         )
+
+    # ── trials ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _report_trial(self) -> None:
         runtime = self._runtime
@@ -340,7 +398,7 @@ class Daemon:
                 seconds=now - since,
                 cpu=stats.cpu,
                 incumbent_cpu=stats.incumbent_cpu,
-                rss_bytes=self._probes.health().rss_bytes,
+                rss_bytes=self._watch.rss_bytes(),
             )
         )
         self._measure(runtime)
@@ -354,118 +412,49 @@ class Daemon:
     def _on_trial(self) -> bool:
         return self._agent.slots.trial is not None
 
-    # ── the update child ───────────────────────────────────────────────────────────────────────────────
+    # ── what `skiffd --status` prints ──────────────────────────────────────────────────────────────────
 
-    def _start_update(self, action: core.StartUpdate) -> None:
-        c = self._config
-        job: dict[str, Any] = {
-            "state_dir": str(c.state_dir),
-            "fleet": c.fleet,
-            "cohort": c.cohort,
-            "model": c.model,
-            "device": c.device,
-            "broker": {name: getattr(c.broker, name) for name in c.broker.__dataclass_fields__},
-            "release": action.release.hex(),
-            "root": str(c.trust_root),
-            "floor": action.floor,
-            "serving": action.serving or "",
-            "have": list(action.have),
-            "quarantine": dict(action.quarantine),
-            "budgets": {"predict_p99_ns": c.budget.predict_p99_ns, "rss_bytes": c.budget.rss_bytes},
-            "probe_address_space_bytes": c.probe_address_space_bytes,
-            "deadline_seconds": c.update_deadline_seconds,
-        }
-        self._child = Child(
-            "edge_runtime.updater",
-            job,
-            wake=self._link.wake,
-            deadline_seconds=c.update_deadline_seconds + 10.0,
+    def _report(self) -> status_report.DeviceReport:
+        """Made by the status socket's thread: it only reads."""
+        me, runtime, window = self._identity, self._runtime, self._window
+        latency, queueing = runtime.timings() if runtime is not None else (LatencyHistogram(),) * 2
+        since, reason = self._link_state
+        broker = self._config.broker
+        return status_report.DeviceReport(
+            version=__version__,
+            fleet=me.fleet,
+            device=me.device,
+            cohort=me.cohort,
+            session=me.session,
+            wall_ns=time.time_ns(),
+            clock="synced" if self._synced else "unsynced",
+            models=(self._agent.report,),
+            rows=self._watch.rows,
+            latency=latency,
+            queueing=queueing,
+            window_age_seconds=(_boot_ns() - window.start_mono_ns) / 1e9 if window is not None else 0.0,
+            health=self._watch.newest,
+            limits=self._watch.limits,
+            outbox=self._keeper.report,
+            link=status_report.LinkReport(
+                broker=f"{broker.host}:{broker.port}",
+                connected=self._link.connected,
+                since_seconds=time.monotonic() - since,
+                reason=reason,
+            ),
+            last_exit=me.last_exit or FIRST_START,
+            restarts=me.restarts,
+            starts=self._watch.starts,
         )
-        self._child_answered = False
-
-    def _listen_to_child(self) -> None:
-        while self._child is not None and (line := self._child.poll()) is not None:
-            try:
-                if "progress" in line:
-                    phase = core.update_phase(line)
-                    log.info("update_progress phase=%s digest=%s", phase.phase, phase.digest)
-                    self._handle(phase)
-                elif "result" in line:
-                    ended = core.update_ended(line["result"])
-                    self._child_answered = True
-                    if not ended.ok:
-                        log.warning("update_failed stage=%s reason=%s", ended.stage, ended.reason)
-                    self._handle(ended)
-                elif "exit" in line:
-                    self._child = None
-                    if not self._child_answered:
-                        reason = f"the update child ended with {line['exit']}: {line['stderr'][-300:]}"
-                        log.warning("update_died reason=%s", reason)
-                        self._handle(core.UpdateEnded(ok=False, stage="child", reason=reason, retry=True))
-            except ContractError as e:
-                log.warning("update_misspoke reason=%s", e)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line, with the device bound."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self._device = device
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON text."""
-        event, _, rest = record.getMessage().partition(" ")
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "device": self._device,
-            "event": event,
-        }
-        if rest:
-            line["detail"] = rest
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+def _boot_ns() -> int:
+    """Monotonic time that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``skiffd``; exits 0 after a clean stop, 1 when it cannot go on, 2 on a bad configuration."""
-    parser = argparse.ArgumentParser(
-        prog="skiffd", description="Serve, watch and update one model on this device."
-    )
-    parser.add_argument("config", type=Path, help="TOML file; see device_configs/ for examples")
-    parser.add_argument(
-        "--check", action="store_true", help="read the configuration, say what it means, and exit"
-    )
-    parser.add_argument("--version", action="version", version=f"skiffd {__version__}")
-    arguments = parser.parse_args(argv)
+def _make_folder(path: Path) -> None:
     try:
-        config = load(arguments.config)
-    except ConfigError as e:
-        sys.stderr.write(f"skiffd: {e}\n")
-        return EXIT_CONFIG
-    if arguments.check:
-        sys.stdout.write(f"ok: device {config.device} of fleet {config.fleet} serves model {config.model}\n")
-        return 0
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(config.device))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        daemon = Daemon(config)
-    except SkiffError as e:
-        sys.stderr.write(f"skiffd: {e}\n")
-        return EXIT_CONFIG
-    try:
-        daemon.run(stop)
-    except SkiffError as e:
-        log.critical("gave_up reason=%s", e)
-        return EXIT_FAILED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"device.state_dir: {path} cannot be made ({e.strerror})") from e

@@ -3,7 +3,7 @@
 The session serves what was proven: the graph was optimised when it was converted, so the runtime's own optimiser
 stays off (a hostile file cannot exploit constant folding either). One thread, because a device shares its cores and
 ONNX Runtime promises no determinism across thread counts; no spinning, because a spin-wait burns the core; no arena
-and no memory pattern, because both only ever grow.
+unless asked for and no memory pattern, because both only ever grow.
 """
 
 import ctypes
@@ -18,9 +18,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
+from edge_runtime import golden
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
 from edge_runtime.contract.ids import Digest, digest_of
-from edge_runtime.contract.manifest import ArtifactInfo, read_info
+from edge_runtime.contract.manifest import ArtifactInfo, Manifest, read_info
+from edge_runtime.runlimit import Run, RunLimit, Watched
 
 Rows = NDArray[Any]
 """Float32, or float64 where the manifest's ``input_dtype`` says so."""
@@ -31,7 +33,6 @@ _FLOAT_TENSOR: Final = "tensor(float)"
 _INPUT_TENSORS: Final = {"float32": _FLOAT_TENSOR, "float64": "tensor(double)"}
 _INTEGER_TENSOR: Final = "tensor(int64)"
 
-_Run = Callable[[], object]
 # Every exception type that the extension defines, and what pybind11 makes of C++'s own.
 _ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     *(
@@ -54,6 +55,16 @@ class Engine:
 
     `run` may be called from several threads. Blocks made by `bind` are each their caller's to guard.
 
+    Args:
+        model: a path, or the bytes.
+        threads: how many threads ONNX Runtime computes with.
+        max_batch: more rows than these are run in parts.
+        expect: the digest that the file must have.
+        arena: whether ONNX Runtime keeps what it allocated for the next run. It makes runs of large batches steadier
+            and never gives memory back.
+        run_limit_seconds: a run of one part that takes longer is ended, at the next node of its graph, and raises
+            `BudgetExceeded`; 0 for no limit, which costs nothing.
+
     Attributes:
         info: what the artifact says about itself.
         digest: SHA-256 of the file.
@@ -73,9 +84,13 @@ class Engine:
         threads: int = 1,
         max_batch: int = 4096,
         expect: Digest | None = None,
+        arena: bool = False,
+        run_limit_seconds: float = 0.0,
     ) -> None:
         if threads < 1 or max_batch < 1:
             raise ValueError(f"threads {threads} and max_batch {max_batch} must be at least 1")
+        if run_limit_seconds < 0:
+            raise ValueError(f"run_limit_seconds {run_limit_seconds} must be at least 0")
         where, data = _read(model)
         self.digest: Final = digest_of(data)
         if expect is not None and self.digest != expect:
@@ -96,17 +111,20 @@ class Engine:
         self._where: Final = where
         self._max_batch: Final = max_batch
         self._outputs: Final = [name for name in (manifest.label_output, manifest.score_output) if name]
-        self._session: ort.InferenceSession | None = _session(data, threads, where)
+        self._session: ort.InferenceSession | None = _session(data, threads, where, arena=arena)
         del data
+        self._limit: Final = RunLimit(run_limit_seconds) if run_limit_seconds else None
         self._check_signature(self._session)
         self.width: Final = self._probe_width(self._session)
         self._single_shapes: Final = ((self.features,), (1, self.features))
         self._lock: Final = threading.Lock()
-        self._single: Block | None = Block(self._session, self.info, self.width, slots=1)
+        self._single: Block | None = self.bind()
         trim_memory()
 
-    def run(self, rows: Rows) -> tuple[Labels | None, Scores]:
+    def run(self, rows: Rows, *, max_batch: int = 0) -> tuple[Labels | None, Scores]:
         """Predicts ``rows``, (n, F) or one row (F,), of `dtype`; n may be 0.
+
+        More rows than ``max_batch`` are run in parts, where that is not 0 and below the engine's own.
 
         Columns of categories hold codes (see `Feature`). Returns class indices (n,) int64, (n, K) for K label outputs,
         None for a regressor, and scores (n, C) float32; the caller owns both. Values are not checked: NaN and
@@ -115,6 +133,7 @@ class Engine:
         Raises:
             InputError: ``rows`` has another width or dtype.
             ArtifactError: the graph failed, or answered with something its manifest does not allow.
+            BudgetExceeded: the rows do not fit into memory, or take longer than the engine's limit.
         """
         if rows.dtype is not self.dtype and rows.dtype != self.dtype:  # `is` is quick, `!=` is right
             raise InputError("type", f"rows are {rows.dtype}; {self.dtype} is needed")
@@ -123,23 +142,37 @@ class Engine:
         if rows.ndim != 2 or rows.shape[1] != self.features:
             raise InputError("width", f"rows have shape {rows.shape}; (n, {self.features}) is needed")
         session = self._open()
-        classifier = bool(self.info.manifest.label_output)
-        labels = np.empty((len(rows), *self._label_shape), np.int64)
-        scores = np.empty((len(rows), self.width), np.float32)
-        for start in range(0, len(rows), self._max_batch):
-            part = np.ascontiguousarray(rows[start : start + self._max_batch])
-            *found, scored = self._run_session(session, part)
-            shape = (len(part), *self._label_shape)
-            if scored.shape != (len(part), self.width) or any(x.shape != shape for x in found):
-                raise ArtifactError(f"{self._where}: {len(part)} rows gave scores of shape {scored.shape}")
-            scores[start : start + len(part)] = scored
-            if classifier:
-                labels[start : start + len(part)] = found[0]
-        return (self._checked(labels) if classifier else None), scores
+        most = min(self._max_batch, max_batch or self._max_batch)
+        if 0 < len(rows) <= most:
+            labels, scores = self._run_part(session, rows)
+        else:
+            labels = np.empty((len(rows), *self._label_shape), np.int64) if self._sizes.size else None
+            scores = np.empty((len(rows), self.width), np.float32)
+            for start in range(0, len(rows), most):
+                part = slice(start, start + most)
+                found, scores[part] = self._run_part(session, rows[part])
+                if labels is not None and found is not None:
+                    labels[part] = found
+        return (None if labels is None else self._checked(labels)), scores
 
-    def bind(self, slots: int) -> "Block":
-        """A block of ``slots`` rows bound to the session, for a caller that guards it with a lock of its own."""
-        return Block(self._open(), self.info, self.width, slots=slots)
+    def _run_part(self, session: ort.InferenceSession, rows: Rows) -> tuple[Labels | None, Scores]:
+        n = len(rows)
+        *found, scores = self._run_session(session, np.ascontiguousarray(rows))
+        if scores.shape != (n, self.width) or any(x.shape != (n, *self._label_shape) for x in found):
+            raise ArtifactError(f"{self._where}: {n} rows gave scores of shape {scores.shape}")
+        return (found[0] if found else None), scores
+
+    def bind(self) -> "Block":
+        """Memory bound to the session, for a caller that guards it with a lock of its own."""
+        return Block(self._open(), self.info, self.width, self._limit)
+
+    def golden_problem(self) -> str:
+        """What is wrong when one golden row is asked again; empty when it still gives the pipeline's answer."""
+        try:
+            labels, scores = self.run(self.info.golden.rows[0])
+        except (ArtifactError, BudgetExceeded) as e:
+            return str(e)
+        return golden.problem(self.info, labels, scores, slice(0, 1))
 
     def close(self) -> None:
         """Drops the session and its memory; further calls raise `ArtifactError`. Blocks keep theirs until dropped."""
@@ -162,21 +195,23 @@ class Engine:
             block = self._single
             if block is None:
                 raise self._closed()
-            block.rows[...] = row
+            block.row[...] = row
             try:
-                block.runs[0]()
+                block.run()
             except Block.failures as e:
                 raise ArtifactError(f"{self._where}: the graph failed on one row: {e}") from e
-            scores = block.scores.copy()
-            labels = None if block.labels is None else block.labels.copy()
+            scores = block.scores[None].copy()
+            labels = None if block.labels is None else block.labels.reshape(1, *self._label_shape).copy()
         # With several outputs there are 0 classes here, and all of them are looked at.
         if labels is not None and not 0 <= labels.item(0) < self._classes:
             self._checked(labels)
         return labels, scores
 
     def _run_session(self, session: ort.InferenceSession, rows: Rows) -> list[NDArray[Any]]:
+        options, watched = _run_options(self._limit)
+        run = partial(session.run, self._outputs, {self.info.manifest.input_name: rows}, options)
         try:
-            found: list[NDArray[Any]] = session.run(self._outputs, {self.info.manifest.input_name: rows})
+            found: list[NDArray[Any]] = run() if watched is None else watched(run)  # type: ignore[assignment]
         except MemoryError as e:
             raise BudgetExceeded(
                 f"{self._where}: {len(rows)} rows do not fit into memory; lower max_batch"
@@ -237,38 +272,66 @@ class Engine:
 
 
 class Block:
-    """``slots`` rows of memory that the session reads and writes in place; not thread-safe.
+    """Memory for one row and its answer that the session reads and writes in place; not thread-safe.
 
-    Write a row into ``rows[i]``, call ``runs[i]()``, read ``scores[i]`` and ``labels[i]``: no allocation, no copy and
-    no lookup of names. The calls raise `failures`; whether a label lies in range is the caller's to check. The block
-    owns the memory: hold it as long as anything made from it.
+    Write ``row``, call ``run()``, read ``scores`` and ``labels``: no allocation, no copy and no lookup of names. The
+    call raises `failures`, and `BudgetExceeded` beyond the engine's limit; whether a label lies in range is for the
+    caller to check. ``memory.tobytes()`` is a record of all three, as ``layout`` says. The block owns the memory: hold
+    it as long as anything made from it.
 
     Attributes:
-        rows: (slots, F) of the manifest's ``input_dtype``.
-        labels: (slots,) int64, (slots, K) for K label outputs, None for a regressor.
-        scores: (slots, C) float32.
-        runs: one callable per slot.
+        layout: of the record: ``labels``, ``row``, and behind it without a gap ``scores``.
+        memory: (layout.itemsize,) uint8.
+        row: (F,) of the manifest's ``input_dtype``.
+        labels: (1,) int64, (K,) for K label outputs, None for a regressor.
+        scores: (C,) float32.
+        run: one prediction.
     """
 
-    __slots__ = ("labels", "rows", "runs", "scores")
+    __slots__ = ("labels", "layout", "memory", "row", "run", "scores")
 
     failures: Final[tuple[type[Exception], ...]] = (MemoryError, *_ORT_ERRORS)
 
-    def __init__(self, session: ort.InferenceSession, info: ArtifactInfo, width: int, *, slots: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, info: ArtifactInfo, width: int, limit: RunLimit | None = None
+    ) -> None:
         manifest = info.manifest
-        self.rows: Final[Rows] = np.zeros((slots, len(manifest.features)), manifest.input_dtype)
-        self.scores: Final[Scores] = np.zeros((slots, width), np.float32)
-        shape = (slots, len(manifest.multilabels)) if manifest.multilabels else (slots,)
-        self.labels: Final[Labels | None] = np.zeros(shape, np.int64) if manifest.label_output else None
-        runs = []
-        for i in range(slots):
-            binding = session.io_binding()
-            binding.bind_ortvalue_input(manifest.input_name, _shared(self.rows[i : i + 1]))
-            binding.bind_ortvalue_output(manifest.score_output, _shared(self.scores[i : i + 1]))
-            if self.labels is not None:
-                binding.bind_ortvalue_output(manifest.label_output, _shared(self.labels[i : i + 1]))
-            runs.append(_bound_run(session, binding))
-        self.runs: Final[tuple[_Run, ...]] = tuple(runs)
+        self.layout: Final = _layout(manifest, width)
+        self.memory: Final = np.zeros(self.layout.itemsize, np.uint8)
+        found = self.memory.view(self.layout)
+        self.row: Final[Rows] = found["row"][0]
+        self.scores: Final[Scores] = found["scores"][0]
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(manifest.input_name, _shared(found["row"]))
+        binding.bind_ortvalue_output(manifest.score_output, _shared(found["scores"]))
+        self.labels: Final[Labels | None] = found["labels"].reshape(-1) if manifest.label_output else None
+        if manifest.label_output:
+            binding.bind_ortvalue_output(manifest.label_output, _shared(found["labels"]))
+        options, watched = _run_options(limit)
+        run = _bound_run(session, binding, options)
+        self.run: Final[Run] = run if watched is None else partial(watched, run)
+
+
+def _layout(manifest: Manifest, width: int) -> np.dtype[Any]:
+    """Labels lead, because eight bytes must be aligned; the record's size is a multiple of eight for the next one."""
+    shape = (len(manifest.multilabels),) if manifest.multilabels else ()
+    parts: dict[str, tuple[Any, int]] = {}
+    size = 0
+    if manifest.label_output:
+        parts["labels"] = ((np.int64, shape), size)
+        size += 8 * max(1, len(manifest.multilabels))
+    parts["row"] = ((manifest.input_dtype, (len(manifest.features),)), size)
+    size += np.dtype(manifest.input_dtype).itemsize * len(manifest.features)
+    parts["scores"] = ((np.float32, (width,)), size)
+    size += 4 * width
+    return np.dtype(
+        {
+            "names": list(parts),
+            "formats": [kind for kind, _ in parts.values()],
+            "offsets": [offset for _, offset in parts.values()],
+            "itemsize": -(-size // 8) * 8,
+        }
+    )
 
 
 def trim_memory() -> None:
@@ -299,13 +362,13 @@ def _read(model: str | Path | bytes) -> tuple[str, bytes]:
         raise ArtifactError(f"{model}: cannot be read ({e.strerror})") from e
 
 
-def _session(data: bytes, threads: int, where: str) -> ort.InferenceSession:
+def _session(data: bytes, threads: int, where: str, *, arena: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # what goes wrong is raised; nothing of a hostile file reaches the log
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -323,7 +386,21 @@ def _shared(array: NDArray[Any]) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _bound_run(session: ort.InferenceSession, binding: ort.IOBinding) -> _Run:
+def _run_options(limit: RunLimit | None) -> tuple[ort.RunOptions, Watched | None]:
+    """Options of one run after another, and what watches these where there is a limit.
+
+    They are made once because ONNX Runtime makes its own for every run that comes without: a fifth of a small model.
+    """
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+
+    def terminate(wanted: bool) -> None:  # noqa: FBT001 - what it is called for
+        options.terminate = wanted
+
+    return options, None if limit is None else limit.watch(terminate)
+
+
+def _bound_run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions) -> Run:
     """One call that runs the session on its bound buffers.
 
     The public method checks for GPU graph capture at each call, which costs a third of a small model; the native one
@@ -332,5 +409,5 @@ def _bound_run(session: ort.InferenceSession, binding: ort.IOBinding) -> _Run:
     native = getattr(getattr(session, "_sess", None), "run_with_iobinding", None)
     inner = getattr(binding, "_iobinding", None)
     if native is None or inner is None:
-        return partial(session.run_with_iobinding, binding)
-    return partial(native, inner, None)
+        return partial(session.run_with_iobinding, binding, options)
+    return partial(native, inner, options)

@@ -1,9 +1,10 @@
-"""MQTT 3.1.1 with a bounded inbox. The only paho import.
+"""MQTT 5 or 3.1.1 that comes back by itself, with a bounded inbox.
 
 One thread owns the socket; it only moves events into the inbox, and the owner's loop takes them out with `Link.poll`.
-Each connection gets a paho client of its own, because paho's session lives in memory only and, on a reconnect, marks
+Each connection gets a client of its own, because paho's session lives in memory only and, on a reconnect, marks
 everything it ever queued for sending regardless of its in-flight limit (eclipse-paho/paho.mqtt.python#492): what must
-survive is the outbox's business.
+survive is the outbox's business. Nothing is given an expiry: windows must not be lost to one, and retained releases
+are valid until they are replaced.
 """
 
 import logging
@@ -11,27 +12,23 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-
-from edge_runtime.contract.codec import MAX_MESSAGE_BYTES
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
-from edge_runtime.contract.topics import Delivery
+from edge_runtime.contract.topics import PROTOCOLS, Delivery
+from edge_runtime.mqtt.client import Client
+from edge_runtime.mqtt.inbox import Inbox
+from edge_runtime.mqtt.packets import MAX_PACKET_BYTES, PUBLISH_OVERHEAD_BYTES, Message
 
-MAX_PACKET_BYTES: Final = MAX_MESSAGE_BYTES + (64 << 10)
-"""The largest packet read or sent: the largest message, and the longest topic. paho alone would read 256 MB."""
-MAX_IN_FLIGHT: Final = 20
-MAX_OUTSTANDING: Final = 1000
-"""Publishes that the broker has not acknowledged; beyond that `Link.publish` refuses."""
+MAX_INBOX_BYTES: Final = 4 << 20
 STABLE_SECONDS: Final = 10.0
 """A connection that lasted this long starts the backoff anew; a shorter one counts as a failed attempt."""
-LOOP_SECONDS: Final = 5.0
 STOP_POLL_SECONDS: Final = 0.1
+DRAIN_SECONDS: Final = 2.0
+MAX_REASON_LENGTH: Final = 300
+_UNSUPPORTED_VERSION: Final = 0x84
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +38,7 @@ class Broker:
     """Where the broker is and who we are to it; ``ca``, ``certificate`` and ``key`` are paths of PEM files.
 
     TLS (1.2 or newer, host name checked) is spoken when ``ca`` is given, with a client certificate when that is given.
+    ``protocol`` is one of `PROTOCOLS`: ``auto`` speaks MQTT 5, and 3.1.1 with a broker that refuses it or falls silent.
     """
 
     host: str
@@ -51,6 +49,7 @@ class Broker:
     certificate: str = ""
     key: str = ""
     keepalive_seconds: int = 30
+    protocol: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +87,13 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The broker has acknowledged a publish (QoS 0: it was written). That says nothing of its disk."""
+    """The broker has answered a publish (QoS 0: it was written). That says nothing of its disk.
+
+    ``refusal`` is why it will not pass the message on, empty when it will; under MQTT 3.1.1 a broker cannot say so.
+    """
 
     token: int
+    refusal: str = ""
 
 
 LinkEvent = Connected | Disconnected | Received | Delivered
@@ -99,16 +102,19 @@ LinkEvent = Connected | Disconnected | Received | Delivered
 class Link:
     """A connection to a broker that comes back by itself.
 
-    `poll` is the owner's only way in. Messages received beyond ``inbox_size`` stay in the socket (TCP holds the broker
-    back) and nothing is dropped; an owner that does not poll for longer than the keepalive loses the connection. Every
-    method may be called from any thread, except `start` and `stop`, which are the owner's.
+    `poll` is the owner's only way in. Messages received beyond ``inbox_size`` or `MAX_INBOX_BYTES` stay in the socket
+    (TCP holds the broker back); an owner that does not poll for longer than the keepalive loses the connection. A
+    message larger than `MAX_PACKET_BYTES` or with a topic that is no text is dropped with a warning, and acknowledged
+    lest it come again. Every method may be called from any thread, except `start` and `stop`, which are the owner's.
 
     ``delay`` gives the seconds to wait before a new attempt, from the number of failed ones before it. With
     ``manual_ack`` a message of QoS 1 comes again, after a reconnect of a persistent session, unless `acknowledge` was
     called for it; without, it is acknowledged when it enters the inbox.
 
+    Without ``clean_session`` the broker keeps subscriptions and messages while we are away, `SESSION_SECONDS` at most.
+
     Raises:
-        LinkError: a certificate or key cannot be read.
+        LinkError: a certificate or key cannot be read, or there is no such protocol.
     """
 
     def __init__(
@@ -122,6 +128,8 @@ class Link:
         inbox_size: int = 1024,
         manual_ack: bool = False,
     ) -> None:
+        if broker.protocol not in PROTOCOLS:
+            raise LinkError(f"no protocol {broker.protocol!r}: use one of {', '.join(PROTOCOLS)}")
         self._broker = broker
         self._client_id = client_id
         self._delay = delay
@@ -129,18 +137,21 @@ class Link:
         self._will = will
         self._manual_ack = manual_ack
         self._tls = _tls_context(broker)
-        self._inbox = _Inbox(inbox_size)
+        self._inbox: Inbox[LinkEvent] = Inbox(inbox_size, MAX_INBOX_BYTES)
+        self._mqtt5 = broker.protocol != "3.1.1"
+        self._version_known = broker.protocol != "auto"
+        self._at_once = False
         self._stopping = threading.Event()
+        self._stop_deadline = 0.0
         self._thread = threading.Thread(target=self._run, name=f"link-{client_id}", daemon=True)
         # Guards what follows. Callbacks that paho makes under its own mutexes must not take it (see `_on_publish`).
         self._lock = threading.Lock()
-        self._client: mqtt.Client | None = None
+        self._client: Client | None = None
         self._connected = False
         self._epoch = 0
         self._subscriptions: dict[str, int] = {}
         self._asked: dict[int, str] = {}
         self._refusal = ""
-        self._last: mqtt.MQTTMessageInfo | None = None
 
     @property
     def connected(self) -> bool:
@@ -154,18 +165,19 @@ class Link:
     def stop(self, timeout: float) -> None:
         """Waits until what was published is acknowledged, says goodbye (no last will) and ends the thread.
 
-        Gives up after ``timeout`` seconds. Events already in the inbox can still be polled.
+        What `acknowledge` was called for before has reached the broker then. Gives up after ``timeout`` seconds; a
+        thread that is just opening a socket ends by itself, seconds later. Events already in the inbox can still be
+        polled.
         """
-        deadline = time.monotonic() + timeout
+        self._stop_deadline = deadline = time.monotonic() + timeout
         self._inbox.close()
-        # A socket that is closed with acknowledgements unread is reset, and the broker then drops what it had not read.
         while (
-            (last := self._last)
-            and self._connected
-            and not last.is_published()
+            self._connected
+            and (client := self._client) is not None
+            and not client.is_settled
             and time.monotonic() < deadline
         ):
-            last.wait_for_publish(STOP_POLL_SECONDS)
+            client.wait_settled(STOP_POLL_SECONDS)
         self._stopping.set()
         with self._lock:
             client = self._client
@@ -173,7 +185,7 @@ class Link:
                 client.disconnect()
         if self._thread.ident is None:
             return
-        self._thread.join(max(STOP_POLL_SECONDS, deadline - time.monotonic()))
+        self._thread.join(max(0.0, deadline - time.monotonic()) + STOP_POLL_SECONDS)
         if self._thread.is_alive() and client is not None:
             log.warning("link_stop_forced client=%s timeout_seconds=%s", self._client_id, timeout)
             wire = client.socket()
@@ -182,7 +194,12 @@ class Link:
             self._thread.join(1.0)
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
-        """Subscribes now if connected, and at every connection to come. A refusal by the broker is logged."""
+        """Subscribes now if connected, and at every connection to come. A refusal by the broker is logged.
+
+        Raises:
+            ValueError: ``qos`` is neither 0 nor 1.
+        """
+        _check_qos(qos)
         with self._lock:
             self._subscriptions[topic] = qos
             if self._connected and self._client is not None:
@@ -199,10 +216,12 @@ class Link:
         """Hands a message to the connection; its token comes back as `Delivered`, unless the connection is lost before.
 
         Raises:
-            LinkError: there is no connection, or `MAX_OUTSTANDING` publishes are unacknowledged.
-            BudgetExceeded: the message is larger than `MAX_PACKET_BYTES` allow.
+            LinkError: there is no connection, or too many publishes are unacknowledged or unwritten.
+            BudgetExceeded: the message is larger than `MAX_PACKET_BYTES` allow, or than this broker takes.
+            ValueError: the quality of service is neither 0 nor 1, or the topic holds a wildcard.
         """
-        if len(message.payload) + len(message.topic) > MAX_PACKET_BYTES:
+        _check_qos(message.delivery.qos)
+        if len(message.payload) + len(message.topic.encode()) > MAX_PACKET_BYTES - PUBLISH_OVERHEAD_BYTES:
             raise BudgetExceeded(
                 f"message of {len(message.payload)} bytes for {message.topic} does not fit into a packet of "
                 f"{MAX_PACKET_BYTES} bytes"
@@ -212,17 +231,8 @@ class Link:
                 raise LinkError(
                     f"not connected to {self._broker.host}:{self._broker.port}; wait for Connected"
                 )
-            info = self._client.publish(
-                message.topic, message.payload, qos=message.delivery.qos, retain=message.delivery.retain
-            )
-            if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                raise LinkError(
-                    f"{MAX_OUTSTANDING} messages await the broker's acknowledgement; wait for Delivered"
-                )
-            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                raise LinkError(f"cannot publish to {message.topic}: {mqtt.error_string(info.rc)}")
-            self._last = info
-            return _token(self._epoch, info.mid)
+            mid = self._client.send(message.topic, message.payload, message.delivery)
+            return _token(self._epoch, mid)
 
     def acknowledge(self, received: Received) -> None:
         """Tells the broker that a message is safe; does nothing for one of an earlier connection: it comes again."""
@@ -247,12 +257,13 @@ class Link:
             started = time.monotonic()
             reason = self._connect_and_serve()
             with self._lock:
-                self._client = None
-                self._connected = False
-                reason, self._refusal = self._refusal or reason, ""
+                reason, self._refusal = (self._refusal or reason)[:MAX_REASON_LENGTH], ""
             if self._stopping.is_set():
                 return
             log.info("link_lost client=%s reason=%s", self._client_id, reason)
+            if self._at_once:
+                self._at_once = False
+                continue
             self._inbox.put(Disconnected(reason))
             attempt = 0 if time.monotonic() - started >= STABLE_SECONDS else attempt + 1
             self._stopping.wait(self._delay(attempt))
@@ -264,39 +275,35 @@ class Link:
             self._asked.clear()
             client = self._make_client(self._epoch)
         try:
-            client.connect(self._broker.host, self._broker.port, self._broker.keepalive_seconds)
+            client.open(self._broker.host, self._broker.port, self._broker.keepalive_seconds)
             with self._lock:
                 self._client = client
                 if self._stopping.is_set():  # `stop` came between and found no client to disconnect
                     client.disconnect()
-            timeout = min(LOOP_SECONDS, self._broker.keepalive_seconds / 4)
-            code = MQTTErrorCode.MQTT_ERR_SUCCESS
-            while code == MQTTErrorCode.MQTT_ERR_SUCCESS and client.socket() is not None:
-                code = client.loop(timeout)
+            return client.serve()
+        except LinkError as e:
+            return str(e)
         except (OSError, ValueError) as e:
             return f"cannot connect to {self._broker.host}:{self._broker.port}: {e}"
         except Exception as e:  # whatever a hostile broker's bytes do inside paho, the link comes back
             log.exception("link_broken client=%s", self._client_id)
             return f"{type(e).__name__}: {e}"
         finally:
-            wire = client.socket()
-            if isinstance(wire, socket.socket):
-                wire.close()
-        return mqtt.error_string(code)
+            with self._lock:
+                self._client = None
+                self._connected = False
+                client.close()  # after this no other thread can queue to it
+            if client.is_reached and not client.is_answered and not self._version_known:
+                self._mqtt5 = not self._mqtt5  # some brokers say nothing to a version they do not know
 
-    def _make_client(self, epoch: int) -> mqtt.Client:
-        client = _Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
+    def _make_client(self, epoch: int) -> Client:
+        client = Client(
+            self._client_id,
+            mqtt5=self._mqtt5,
             clean_session=self._clean_session,
-            protocol=mqtt.MQTTv311,
-            reconnect_on_failure=False,
-            manual_ack=self._manual_ack,
+            take=lambda client, message: self._on_message(client, epoch, message),
         )
-        client.suppress_exceptions = True
         client.enable_logger(log.getChild("paho"))
-        client.max_inflight_messages_set(MAX_IN_FLIGHT)
-        client.max_queued_messages_set(MAX_OUTSTANDING)
         if self._tls is not None:
             client.tls_set_context(self._tls)
         if self._broker.username:
@@ -304,28 +311,37 @@ class Link:
         if self._will is not None:
             will = self._will
             client.will_set(will.topic, will.payload, qos=will.delivery.qos, retain=will.delivery.retain)
-        client.on_socket_open = _set_nodelay
-        # With this set, publishing only queues and wakes the link's thread, which alone writes to the socket.
-        client.on_socket_register_write = _wait_for_loop
+        client.on_socket_close = self._on_socket_close
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
-        client.on_message = lambda _client, _data, message: self._on_message(epoch, message)
-        client.on_publish = lambda _client, _data, mid, _reason, _properties: self._on_publish(epoch, mid)
-        client.on_oversize = self._on_oversize
+        client.on_publish = lambda _client, _data, mid, reason, _properties: self._on_publish(
+            epoch, mid, reason
+        )
         return client
 
-    def _on_connect(self, client: mqtt.Client, _: object, flags: Any, reason: Any, __: object) -> None:
-        if reason.is_failure:
-            with self._lock:
-                self._refusal = f"the broker refused the connection: {reason}"
-            return
+    def _on_connect(self, client: Any, _: object, flags: Any, reason: Any, properties: Any) -> None:
+        client.is_answered = True
         with self._lock:
-            self._connected = True
+            if reason.is_failure:
+                self._refusal = f"the broker refused the connection: {reason}"
+                if reason.value == _UNSUPPORTED_VERSION and self._mqtt5 and self._broker.protocol == "auto":
+                    self._mqtt5, self._version_known, self._at_once = False, True, True
+                return
+            client.obey(properties, self._broker.keepalive_seconds)
+            log.info("link_up client=%s mqtt=%s", self._client_id, "5" if self._mqtt5 else "3.1.1")
+            self._version_known = self._connected = True
             self._inbox.put(Connected(bool(flags.session_present)))
             for topic, qos in self._subscriptions.items():
                 self._ask(client, topic, qos)
 
-    def _ask(self, client: mqtt.Client, topic: str, qos: int) -> None:
+    def _on_disconnect(self, _: object, __: object, flags: Any, reason: Any, properties: Any) -> None:
+        if flags.is_disconnect_packet_from_server:
+            words = getattr(properties, "ReasonString", "")
+            with self._lock:
+                self._refusal = f"the broker ended the connection: {reason}{words and f' ({words})'}"
+
+    def _ask(self, client: Client, topic: str, qos: int) -> None:
         _, mid = client.subscribe(topic, qos)
         if mid is not None:
             self._asked[mid] = topic
@@ -333,25 +349,44 @@ class Link:
     def _on_subscribe(self, _: object, __: object, mid: int, reasons: list[Any], ___: object) -> None:
         with self._lock:
             topic = self._asked.pop(mid, "")
-        if any(reason.is_failure for reason in reasons):
+        if topic and any(reason.is_failure for reason in reasons):
             log.error("subscription_refused client=%s topic=%s", self._client_id, topic)
 
-    def _on_message(self, epoch: int, message: mqtt.MQTTMessage) -> None:
-        token = _token(epoch, message.mid) if message.qos else 0
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            log.warning("topic_not_utf8 client=%s", self._client_id)
-            return
-        self._inbox.put_bounded(Received(topic, bytes(message.payload), message.retain, token))
+    def _on_message(self, client: Client, epoch: int, message: Message) -> None:
+        token = _token(epoch, message.mid) if message.mid else 0
+        taken = True
+        if message.topic is None:
+            log.warning("topic_not_text client=%s", self._client_id)
+        else:
+            received = Received(message.topic, message.payload, message.retained, token)
+            taken = self._inbox.put_bounded(received, len(message.topic) + len(message.payload))
+        if message.mid and taken and (message.topic is None or not self._manual_ack):
+            client.ack(message.mid, 1)
 
-    def _on_publish(self, epoch: int, mid: int) -> None:
+    def _on_publish(self, epoch: int, mid: int, reason: Any) -> None:
         # paho calls this under its out-message mutex, which `publish` takes too: neither block here nor take our lock.
-        self._inbox.put(Delivered(_token(epoch, mid)))
+        refusal = str(reason) if reason.is_failure else ""
+        if refusal:
+            log.warning("publish_refused client=%s reason=%s", self._client_id, refusal)
+        self._inbox.put(Delivered(_token(epoch, mid), refusal))
 
-    def _on_oversize(self, size: int) -> None:
-        with self._lock:
-            self._refusal = f"a packet of {size} bytes is larger than the {MAX_PACKET_BYTES} allowed"
+    def _on_socket_close(self, _: object, __: object, wire: Any) -> None:
+        """Lets the broker close first when we stop.
+
+        A socket closed with anything unread is reset, and the broker then forgets what it had received and not yet
+        read: acknowledgements, and the goodbye.
+        """
+        if not self._stopping.is_set() or not self._connected:
+            return
+        deadline = min(self._stop_deadline, time.monotonic() + DRAIN_SECONDS)
+        try:
+            wire.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                wire.settimeout(left)
+                if not wire.recv(64 << 10):
+                    return
+        except OSError as e:
+            log.debug("link_drain client=%s reason=%s", self._client_id, e)
 
 
 _MIDS: Final = 1 << 16
@@ -360,78 +395,6 @@ _MIDS: Final = 1 << 16
 def _token(epoch: int, mid: int) -> int:
     """A number that names a message over all connections of a link; never 0."""
     return epoch * _MIDS + mid
-
-
-class _Client(mqtt.Client):
-    """A paho client that refuses to read packets larger than `MAX_PACKET_BYTES`."""
-
-    on_oversize: Callable[[int], None]
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        # paho asks for a packet's whole remainder at once, so the size is known before any memory is taken.
-        if bufsize > MAX_PACKET_BYTES:
-            self.on_oversize(bufsize)
-            raise ConnectionError(f"packet of {bufsize} bytes refused")
-        return super()._sock_recv(bufsize)
-
-
-class _Inbox:
-    """Events in the order they came. Only received messages count towards the bound and wait for room.
-
-    The others are few: a connection's ends, and one delivery per outstanding publish.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._events: deque[LinkEvent] = deque()
-        self._messages = 0
-        self._closed = False
-        self._woken = False
-        self._changed = threading.Condition()
-
-    def put(self, event: LinkEvent) -> None:
-        """Appends without waiting."""
-        with self._changed:
-            self._events.append(event)
-            self._changed.notify_all()
-
-    def put_bounded(self, event: LinkEvent) -> None:
-        """Appends when there is room; after `close` drops the event, which the broker keeps or we no longer want."""
-        with self._changed:
-            while self._messages >= self._size and not self._closed:
-                self._changed.wait()
-            if not self._closed:
-                self._messages += 1
-                self._events.append(event)
-                self._changed.notify_all()
-
-    def get(self, timeout_seconds: float) -> LinkEvent | None:
-        """The oldest event, or None after the timeout or a `wake`."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._changed:
-            while not self._events:
-                left = deadline - time.monotonic()
-                if self._woken or left <= 0:
-                    self._woken = False
-                    return None
-                self._changed.wait(left)
-            event = self._events.popleft()
-            if isinstance(event, Received):
-                self._messages -= 1
-                self._changed.notify_all()
-            return event
-
-    def wake(self) -> None:
-        """Ends a waiting `get`, or the next one that would wait."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Lets a waiting `put_bounded` go; later ones drop their event."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 def _tls_context(broker: Broker) -> ssl.SSLContext | None:
@@ -450,13 +413,9 @@ def _tls_context(broker: Broker) -> ssl.SSLContext | None:
     return context
 
 
-def _set_nodelay(_: mqtt.Client, __: object, wire: Any) -> None:
-    # Small packets wait 40 ms for the acknowledgement of the last one otherwise.
-    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _wait_for_loop(_: mqtt.Client, __: object, ___: Any) -> None:
-    """Nothing to do: the link's thread looks at what is queued before it waits."""
+def _check_qos(qos: int) -> None:
+    if qos not in (0, 1):
+        raise ValueError(f"quality of service {qos}: a link speaks 0 and 1")
 
 
 def _shut(wire: socket.socket) -> None:

@@ -16,11 +16,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime import golden
 from edge_runtime.adapters.probes import Probes
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ArtifactError, ContractError, SkiffError
 from edge_runtime.contract.fields import Fields
-from edge_runtime.contract.manifest import ArtifactInfo, agrees, unsure
 from edge_runtime.engine import Engine
 
 WARM_UP_RUNS: Final = 200
@@ -66,33 +66,16 @@ def limit(job: ProbeJob) -> None:
 
 def check_golden(engine: Engine) -> int:
     """Re-runs the golden rows, all at once and one by one; returns how many there are, raises `ArtifactError`."""
-    golden = engine.info.golden
-    together = engine.run(golden.rows)
-    _compare(engine.info, together, slice(None))
-    for i, row in enumerate(golden.rows):
-        _compare(engine.info, engine.run(row), slice(i, i + 1))
-    return len(golden.rows)
+    rows = engine.info.golden.rows
+    _check(engine, rows, slice(None))
+    for i, row in enumerate(rows):
+        _check(engine, row, slice(i, i + 1))
+    return len(rows)
 
 
-def _compare(
-    info: ArtifactInfo, found: tuple[NDArray[np.int64] | None, NDArray[np.float32]], part: slice
-) -> None:
-    labels, scores = found
-    golden = info.golden
-    wanted = golden.scores[part]
-    if scores.shape != wanted.shape:
-        raise ArtifactError(f"golden rows: scores of shape {scores.shape} instead of {wanted.shape}")
-    bad: NDArray[np.bool_] = np.logical_not(agrees(scores, wanted).all(axis=1))
-    if labels is not None:
-        wrong = (labels != golden.labels[part]) & ~unsure(info.manifest, wanted)
-        bad |= wrong.reshape(len(wrong), -1).any(axis=1)
-    if bad.any():
-        worst = int(np.flatnonzero(bad)[0])
-        error = float(np.abs(scores[worst].astype(np.float64) - wanted[worst]).max())
-        raise ArtifactError(
-            f"{int(bad.sum())} of {len(bad)} golden rows are answered differently here than by the pipeline; the first "
-            f"is row {(part.start or 0) + worst}, off by {error:.3g}: convert the model again, for this processor"
-        )
+def _check(engine: Engine, rows: NDArray[Any], part: slice) -> None:
+    if found := golden.problem(engine.info, *engine.run(rows), part):
+        raise ArtifactError(found)
 
 
 def time_rows(engine: Engine, runs: int) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """The data plane: validate a row, run the model, count what was seen. What an application calls.
 
-A single row of the model's own dtype takes a short straight line: it is copied once, into the next slot of a ring that
-the session reads and writes in place, so the ring afterwards holds what must be counted. Rows are binned in bulk when
-the ring is full or a window is taken.
+A single row of the model's own dtype takes a short straight line: it is copied into memory that the session reads, and
+that the answer is written into; a copy of the whole record then waits in a ring. Rows are counted in bulk when the ring
+is full or a window is taken, those of batches when some hundreds of them wait.
 """
 
 import threading
@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -20,20 +21,13 @@ from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputErr
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.manifest import Label
-from edge_runtime.contract.profile import Binner, Profile
+from edge_runtime.contract.profile import Profile
 from edge_runtime.engine import Block, Engine, Rows, Scores, trim_memory
 from edge_runtime.schema import Schema, count_rows
-
-RING_ROWS: Final = 256
-RING_BYTES: Final = 1 << 20
-"""Wide rows get a shorter ring: its rows and scores together stay below this."""
-
-MOST_BLAMED: Final = 1024
-"""Wider rows are refused without naming the feature to blame: finding it takes a prediction per feature."""
+from edge_runtime.serving import RING_ROWS, Serving, check_same_stream
 
 TURNS: Final = 8
 
-_vdot: Final = np.vdot
 _new_tuple: Final = tuple.__new__
 
 
@@ -59,13 +53,17 @@ class Prediction(NamedTuple):
 class Observation:
     """What one model saw between two calls of `Runtime.take_window`.
 
-    ``latency`` has one duration per answered call of `Runtime.predict`, of whatever number of rows. ``refused`` counts
-    rows answered with `InputError`, by reason; ``failed`` counts rows that broke inside the engine.
+    ``latency`` has one duration per answered call of `Runtime.predict`, of whatever number of rows, from when its turn
+    came. ``queueing`` has the durations given to `Runtime.record_queueing`, and how long calls of `Runtime.predict`
+    waited for their turn; calls that did not wait are not in it. ``refused`` counts rows answered with `InputError`, by
+    reason, and under ``shed`` those that came while `Runtime.shedding` was set; ``failed`` counts rows that broke
+    inside the engine or took too long.
     """
 
     digest: Digest
     profile: Profile
     latency: LatencyHistogram
+    queueing: LatencyHistogram
     refused: tuple[tuple[str, int], ...]
     failed: int
     labelled: int
@@ -96,17 +94,31 @@ class _Packed(np.ndarray[Any, np.dtype[Any]]):
     """A row that is packed already; what callers pass to a model with columns of categories is not."""
 
 
+class _Nothing(np.ndarray[Any, np.dtype[Any]]):
+    """A row that nobody passes: while load is shed, no row goes the short way."""
+
+
 class Runtime:
     """One stream of rows, answered by one model at a time and counted.
 
-    ``model`` is an `Engine` or what one is built from. `predict` may be called from any number of threads, also while
-    `swap`, `take_window` or `record_truth` run in another: one lock guards all of them, and every prediction is
-    answered whole by one model and counted for that model. Memory is bounded: a ring of at most 256 rows and 1 MB, and
-    the counters.
+    ``model`` is an `Engine` or what one is built from; the other options are the `Engine`'s.
+
+    What several threads may count on: every method and attribute may be used from any thread at any time. One lock
+    guards the model, so that rows are answered one call after another; a prediction is answered whole by one model,
+    counted for that model exactly once, and counted before it is returned. `swap` builds what it needs before it takes
+    the lock, and counts what the old model saw after it. A call that waited for the lock says so in ``queueing``. The
+    arrays of an answer are its caller's alone. A row that another thread changes while `predict` reads it is answered
+    as it was copied. What a signal handler or a finaliser calls must not predict: the lock is not reentrant. Building
+    an `Engine` in another thread keeps the interpreter for as long as its switch interval allows
+    (`sys.setswitchinterval`, 5 ms unless set): a program that may not wait so long sets a shorter one.
+
+    Memory is bounded: a ring of at most 1,024 rows, batches of at most 1,024 rows that wait to be counted, 1 MB each or
+    one batch, and the counters.
 
     Attributes:
         measure_cpu: set it to have `predict` record the thread's CPU time for `trial_stats`.
         incumbent: the engine to time beside the one in service while ``measure_cpu`` is set; its answers are dropped.
+        max_batch: larger batches are run in parts of so many rows, with the same answers; 0 for the engine's own limit.
 
     Raises:
         ArtifactError: see `Engine`.
@@ -122,23 +134,25 @@ class Runtime:
         "_dtype",
         "_failed",
         "_failed_before",
-        "_filled",
         "_incumbent_cpu",
         "_incumbent_ring",
         "_labelled",
+        "_latencies_ns",
         "_latency",
-        "_latency_ring",
         "_lock",
         "_predictions",
+        "_queueing",
         "_refused",
         "_row_type",
         "_schema",
         "_serving",
         "_shape",
+        "_shedding",
         "_swapping",
         "_turn",
-        "_zeros",
+        "_waits_ns",
         "incumbent",
+        "max_batch",
         "measure_cpu",
     )
 
@@ -148,10 +162,19 @@ class Runtime:
         *,
         threads: int = 1,
         max_batch: int = 4096,
+        arena: bool = False,
+        run_limit_seconds: float = 0.0,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         cpu_clock_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
-        engine = model if isinstance(model, Engine) else Engine(model, threads=threads, max_batch=max_batch)
+        engine = (
+            model
+            if isinstance(model, Engine)
+            else Engine(
+                model, threads=threads, max_batch=max_batch, arena=arena, run_limit_seconds=run_limit_seconds
+            )
+        )
+        self.max_batch = 0
         self.measure_cpu = False
         self.incumbent: Engine | None = None
         self._turn = 0
@@ -161,21 +184,18 @@ class Runtime:
         # Taken before the other one: rows are converted for the model that answers them.
         self._swapping = threading.Lock()
         self._shape = (engine.features,)
-        self._latency_ring = array("q", bytes(8 * RING_ROWS))
-        self._filled = 0
+        self._latencies_ns = array("q")
+        self._waits_ns = array("q")
+        self._shedding = False
         self._clear_window()
-        self._begin(_Serving(engine))
+        self._begin(Serving(engine))
 
-    def _begin(self, serving: "_Serving") -> None:
+    def _begin(self, serving: Serving) -> None:
         manifest = serving.engine.info.manifest
         self._schema = Schema(manifest.features, manifest.input_dtype)
-        # Only rows of this type, dtype and shape go the short way.
-        self._row_type: type[NDArray[Any]] = (
-            _Packed if self._schema.coded or manifest.multilabels else np.ndarray
-        )
         self._dtype = self._schema.dtype
-        self._zeros = np.zeros(serving.engine.features, self._dtype)
         self._serving = serving
+        self._row_type = self._short_way()
         self._predictions = 0
         self._failed_before = 0
         self._cpu = LatencyHistogram()
@@ -183,8 +203,16 @@ class Runtime:
         self._incumbent_cpu = LatencyHistogram()
         self._incumbent_ring = array("q")
 
+    def _short_way(self) -> type[NDArray[Any]]:
+        """The type of the rows that `predict` answers itself, when their dtype and shape are right, too."""
+        if self._shedding:
+            return _Nothing
+        several = self._serving.offsets.size
+        return _Packed if self._schema.coded or several else np.ndarray
+
     def _clear_window(self) -> None:
         self._latency = LatencyHistogram()
+        self._queueing = LatencyHistogram()
         self._refused: dict[str, int] = {}
         self._failed = 0
         self._labelled = 0
@@ -204,7 +232,24 @@ class Runtime:
     def rows(self) -> int:
         """Rows predicted since the last window was taken."""
         with self._lock:
-            return self._serving.binner.rows + self._filled
+            return self._serving.rows + len(self._serving.ring)
+
+    @property
+    def unanswered(self) -> int:
+        """Rows refused or failed since the last window was taken."""
+        with self._lock:
+            return self._failed + sum(self._refused.values())
+
+    @property
+    def shedding(self) -> bool:
+        """Whether every call of `predict` is refused with `BudgetExceeded`, its rows counted under ``shed``."""
+        return self._shedding
+
+    @shedding.setter
+    def shedding(self, wanted: bool) -> None:
+        with self._swapping, self._lock:
+            self._shedding = wanted
+            self._row_type = self._short_way()
 
     def predict(self, rows: NDArray[Any] | Mapping[str, object] | Sequence[object]) -> Prediction:
         """Predicts one row or a batch; quickest for one array of shape (F,) and the model's dtype, float32 for most.
@@ -219,47 +264,62 @@ class Runtime:
                 feature. Nothing was predicted for any row of the call, and each is counted as refused under the
                 error's ``reason``.
             ArtifactError: the graph failed, or answered what its manifest does not allow; counted as failed.
-            BudgetExceeded: a batch does not fit into memory; counted as failed.
+            BudgetExceeded: a batch does not fit into memory, or a run takes longer than the engine's limit; counted as
+                failed. Or `shedding` is set; then the rows are counted as refused.
         """
         if rows.__class__ is not self._row_type or rows.dtype is not self._dtype or rows.shape != self._shape:
             return self._predict_other(rows)
-        clock_ns = self._clock_ns
-        start_ns = clock_ns()
         lock = self._lock
-        lock.acquire()  # `with` costs twice as much, a fiftieth of a small model's call
+        if not lock.acquire(False):  # `with` costs twice as much, a fiftieth of a small model's call
+            self._wait()
         try:
+            clock_ns = self._clock_ns
+            start_ns = clock_ns()
             measure_cpu = self.measure_cpu  # read once: it may be set while this runs
             if measure_cpu and self.incumbent is not None:
                 measure_cpu = self._candidates_turn(rows)
             cpu_ns = self._cpu_clock_ns() if measure_cpu else 0
             serving = self._serving
-            slot = self._filled
-            row, run, copy_score = serving.slots[slot]
+            row, run, record_of, copy_score, tops, score_tops = serving.hot
             row[...] = rows
-            if _vdot(row, self._zeros) != 0.0:  # 0 * NaN and 0 * inf are NaN: one pass finds both
-                self._check(row[None])
             try:
                 run()
             except Block.failures as e:
+                self._check(row[None])
                 self._fail(1, f"the graph failed on one row: {e}", e)
+            except BudgetExceeded:
+                self._failed += 1
+                raise
+            record = record_of()
+            found = record[tops] if score_tops is None else record[tops] + record[score_tops]
             score = copy_score()
-            if _vdot(score, serving.no_score) != 0.0:
+            if 0x7F in found or 0xFF in found:  # perhaps not finite: see `Serving`
+                self._check(row[None])
                 self._check_scores(serving, row[None], score[None])
-            raw = serving.raw[slot]
+            raw = serving.raw[0]
             if not 0 <= raw < serving.classes:
                 self._fail(1, f"the graph answered class {raw}; the manifest has {serving.classes}")
             if measure_cpu:
                 self._cpu_ring.append(self._cpu_clock_ns() - cpu_ns)
-            self._latency_ring[slot] = clock_ns() - start_ns
-            self._filled = slot + 1
-            if slot == serving.last:
+            ring = serving.ring
+            ring.append(record)
+            self._latencies_ns.append(clock_ns() - start_ns)
+            if len(ring) == serving.size:
                 self._flush()
         finally:
             lock.release()
         labels = serving.labels
         if labels is None:
-            return Prediction(None, score, None, serving.digest)
+            return _new_tuple(Prediction, (None, score, None, serving.digest))
         return _new_tuple(Prediction, (labels[raw], score, raw, serving.digest))
+
+    def _wait(self) -> None:
+        """Takes the lock when it is free, and notes how long that took."""
+        before_ns = self._clock_ns()
+        self._lock.acquire()
+        self._waits_ns.append(self._clock_ns() - before_ns)
+        if len(self._waits_ns) >= RING_ROWS:
+            self._flush_waits()
 
     def _candidates_turn(self, row: Rows) -> bool:
         """Whether this row's CPU time is the candidate's to spend; every eighth time the incumbent runs the row first.
@@ -285,7 +345,15 @@ class Runtime:
         return False
 
     def _predict_other(self, rows: Any) -> Prediction:
+        if self._shedding:
+            n = count_rows(rows)
+            with self._lock:
+                self._refuse("shed", n)
+            raise BudgetExceeded(f"load is shed: {n} rows are not predicted; ask again later")
         with self._swapping:
+            packed = self._schema.pack(rows)
+            if packed is not None and self._row_type is np.ndarray:
+                return self.predict(packed)
             try:
                 table, single = self._schema.convert(rows)
             except InputError as e:
@@ -300,25 +368,38 @@ class Runtime:
             return Prediction(label[0], score[0], raw[0], digest)  # type: ignore[index]
 
     def _predict_batch(self, table: Rows) -> Prediction:
-        start_ns = self._clock_ns()
-        with self._lock:
+        """Answers ``table`` (n, F), packed and nobody else's."""
+        if not self._lock.acquire(False):
+            self._wait()
+        try:
+            start_ns = self._clock_ns()
             cpu_ns = self._cpu_clock_ns()
             serving = self._serving
             self._check(table)
             try:
-                raw, score = serving.engine.run(table)
+                raw, score = serving.engine.run(table, max_batch=self.max_batch)
             except (ArtifactError, BudgetExceeded):
                 self._failed += len(table)
                 raise
             self._check_scores(serving, table, score)
             if len(table):
-                self._flush()  # rows are counted in the order they came
-                serving.binner.observe(table, np.zeros(len(table), np.int64) if raw is None else raw, score)
+                self._flush_ring()  # rows are counted in the order they came
+                serving.count_later(table, raw, score)
+                self._predictions += len(table)
                 if self.measure_cpu:
                     self._cpu_ring.append((self._cpu_clock_ns() - cpu_ns) // len(table))
-                self._latency = self._latency.merge(observe_ns(np.asarray([self._clock_ns() - start_ns])))
-                self._predictions += len(table)
+                self._latencies_ns.append(self._clock_ns() - start_ns)
+                if len(self._latencies_ns) >= RING_ROWS:
+                    self._flush_clocks()
+        finally:
+            self._lock.release()
         return Prediction(serving.labels_of(raw), score, raw, serving.digest)
+
+    def record_queueing(self, durations_ns: Sequence[int]) -> None:
+        """Adds how long rows waited elsewhere before `predict` was called, in nanoseconds, to the open window."""
+        found = observe_ns(np.asarray(durations_ns, np.int64))
+        with self._lock:
+            self._queueing = self._queueing.merge(found)
 
     def record_truth(self, labelled: int, correct: int) -> None:
         """Adds ``labelled`` rows whose truth became known, ``correct`` of them predicted right, to the open window."""
@@ -332,6 +413,12 @@ class Runtime:
         """What was seen since the last call, and a fresh start; the row before is remembered for ``repeat``."""
         with self._lock:
             return self._take()
+
+    def timings(self) -> tuple[LatencyHistogram, LatencyHistogram]:
+        """Latency and queueing since the last window was taken, as `Observation` has them."""
+        with self._lock:
+            self._flush()
+            return self._latency, self._queueing
 
     def trial_stats(self) -> TrialStats:
         """Totals of the model in service since it was put there."""
@@ -356,40 +443,31 @@ class Runtime:
                 The old one stays.
         """
         with self._swapping:
-            self._check_same_stream(engine)
-            serving = _Serving(engine)
+            check_same_stream(self.engine, engine)
+            serving = Serving(engine)
             with self._lock:
-                seen = self._take()
+                old, durations_ns, self._latencies_ns = self._serving, self._latencies_ns, array("q")
+                self._flush_clocks()
+                latency, rest = self._latency, self._close_window()
                 self._begin(serving)
+            # What takes time is done while the new model answers.
+            old.count_ring(old.ring)
+            seen = rest(profile=old.binner.take(), latency=latency.merge(_drained(durations_ns)))
+            del old
         trim_memory()
         return seen
 
-    def _check_same_stream(self, engine: Engine) -> None:
-        old, new = self.engine.info.manifest, engine.info.manifest
-        names, wanted = self._schema.names, tuple(feature.name for feature in new.features)
-        if wanted != names:
-            raise ArtifactError(
-                f"model {engine.digest} reads features {list(wanted)}; this stream carries {list(names)}: "
-                "build a new Runtime for it"
-            )
-        for before, after in zip(old.features, new.features, strict=True):
-            if before.kind != after.kind:
-                raise ArtifactError(
-                    f"model {engine.digest} reads feature {after.name!r} as a {after.kind}; this stream carries a "
-                    f"{before.kind}: build a new Runtime for it"
-                )
-        if len(old.multilabels) != len(new.multilabels):
-            raise ArtifactError(
-                f"model {engine.digest} has {len(new.outputs)} label outputs instead of {len(old.outputs)}: "
-                "build a new Runtime for it"
-            )
-
     def _take(self) -> Observation:
         self._flush()
-        seen = Observation(
+        latency, profile = self._latency, self._serving.binner.take()
+        return self._close_window()(profile=profile, latency=latency)
+
+    def _close_window(self) -> "partial[Observation]":
+        """What was seen but for ``profile`` and ``latency``, and a fresh start."""
+        seen = partial(
+            Observation,
             digest=self._serving.digest,
-            profile=self._serving.binner.take(),
-            latency=self._latency,
+            queueing=self._queueing,
             refused=tuple(sorted(self._refused.items())),
             failed=self._failed,
             labelled=self._labelled,
@@ -400,22 +478,27 @@ class Runtime:
         return seen
 
     def _flush(self) -> None:
-        n, serving = self._filled, self._serving
-        if n:
-            self._filled = 0
-            self._predictions += n
-            block = serving.block
-            labels = serving.no_labels[:n] if block.labels is None else block.labels[:n]
-            serving.binner.observe(block.rows[:n], labels, block.scores[:n])
-            self._latency = self._latency.merge(observe_ns(np.frombuffer(self._latency_ring, np.int64, n)))
+        self._flush_ring()
+        self._flush_clocks()
+
+    def _flush_ring(self) -> None:
+        serving = self._serving
+        ring, serving.ring = serving.ring, []
+        self._predictions += len(ring)
+        serving.count_ring(ring)
+
+    def _flush_waits(self) -> None:
+        self._queueing = self._queueing.merge(_drained(self._waits_ns))
+
+    def _flush_clocks(self) -> None:
+        if self._waits_ns:
+            self._flush_waits()
+        if self._latencies_ns:
+            self._latency = self._latency.merge(_drained(self._latencies_ns))
         if self._cpu_ring:
-            self._cpu = self._cpu.merge(observe_ns(np.array(self._cpu_ring, np.int64)))
-            self._cpu_ring = array("q")
+            self._cpu = self._cpu.merge(_drained(self._cpu_ring))
         if self._incumbent_ring:
-            self._incumbent_cpu = self._incumbent_cpu.merge(
-                observe_ns(np.array(self._incumbent_ring, np.int64))
-            )
-            self._incumbent_ring = array("q")
+            self._incumbent_cpu = self._incumbent_cpu.merge(_drained(self._incumbent_ring))
 
     def _check(self, table: Rows) -> None:
         try:
@@ -424,19 +507,16 @@ class Runtime:
             self._refuse(e.reason, len(table))
             raise
 
-    def _check_scores(self, serving: "_Serving", table: Rows, scores: Scores) -> None:
+    def _check_scores(self, serving: Serving, table: Rows, scores: Scores) -> None:
         """Refuses rows without an answer: a NaN among the scores (n, C) of a model whose pipeline never gives one."""
         if serving.undefined:
             return
-        missing = np.isnan(scores).any(axis=1)
+        missing = np.isnan(scores)
         if not missing.any():
             return
-        i = int(missing.argmax())
+        i = int(missing.any(axis=1).argmax())
         where = f"row {i}: " if len(table) > 1 else ""
-        try:
-            columns = serving.without_answer(table[i])
-        except (ArtifactError, BudgetExceeded):
-            columns = []  # then no feature is named
+        columns = serving.without_answer(table[i])
         self._refuse("undefined", len(table))
         raise InputError("undefined", f"{where}{self._schema.no_answer(table[i], columns)}")
 
@@ -448,76 +528,8 @@ class Runtime:
         raise ArtifactError(f"model {self._serving.digest}: {problem}") from cause
 
 
-class _Serving:
-    """A model in service with its ring, unpacked so that the hot path looks nothing up twice."""
-
-    __slots__ = (
-        "binner",
-        "block",
-        "classes",
-        "digest",
-        "engine",
-        "label_array",
-        "labels",
-        "last",
-        "no_labels",
-        "no_score",
-        "offsets",
-        "raw",
-        "slots",
-        "undefined",
-    )
-
-    def __init__(self, engine: Engine) -> None:
-        manifest = engine.info.manifest
-        row_bytes = engine.dtype.itemsize * engine.features + 4 * engine.width
-        size = max(1, min(RING_ROWS, RING_BYTES // row_bytes))
-        self.last: Final = size - 1
-        self.engine: Final = engine
-        self.digest: Final = engine.digest
-        block = engine.bind(size)
-        self.block: Final = block  # owns the memory that the slots point into
-        self.slots: Final = tuple(
-            zip(block.rows, block.runs, [score.copy for score in block.scores], strict=True)
-        )
-        self.no_labels: Final = np.zeros(size, np.int64)
-        self.no_score: Final = np.zeros(engine.width, np.float32)
-        self.undefined: Final = manifest.undefined
-        single = block.labels is not None and block.labels.ndim == 1
-        self.raw: Final = (block.labels if single else self.no_labels).data  # type: ignore[union-attr]
-        self.labels: Final[tuple[Label, ...] | None] = manifest.labels or None
-        self.classes: Final = len(manifest.labels) or 1
-        together = tuple(label for output in manifest.outputs for label in output)
-        self.label_array: Final = _label_array(together) if together else None
-        sizes = [len(output) for output in manifest.multilabels]
-        self.offsets: Final = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
-        self.binner: Final = Binner(engine.info.reference.spec, probabilities=manifest.probabilities)
-
-    def without_answer(self, row: Rows) -> list[int]:
-        """The columns of ``row`` (F,) that are to blame for a NaN score: with a golden row's value it has none."""
-        known = self.engine.info.golden.rows
-        if self.engine.features > MOST_BLAMED or not len(known):
-            return []
-        trial = np.repeat(row[None], self.engine.features, axis=0)
-        np.fill_diagonal(trial, known[0])
-        _, scores = self.engine.run(trial)
-        return [int(j) for j in np.flatnonzero(~np.isnan(scores).any(axis=1))]
-
-    def labels_of(self, raw: NDArray[np.int64] | None) -> NDArray[Any] | None:
-        """The labels of indices (n,) or (n, K); ``offsets`` (K,) says where each output's labels start."""
-        if raw is None or self.label_array is None:
-            return None
-        found: NDArray[Any] = self.label_array[raw + self.offsets if self.offsets.size else raw]
-        return found
-
-
-def _label_array(labels: tuple[Label, ...]) -> NDArray[Any]:
-    """Labels as an array that keeps type and value: where numpy's own types do not, labels stay Python objects."""
-    if len({type(label) for label in labels}) == 1:
-        made = np.array(labels)
-        # Large integers become floats beside small ones, and text loses a NUL at its end.
-        if [(type(value), value) for value in made.tolist()] == [(type(label), label) for label in labels]:
-            return made
-    found = np.empty(len(labels), object)
-    found[:] = labels
+def _drained(durations_ns: "array[int]") -> LatencyHistogram:
+    """The histogram of the durations, which are forgotten."""
+    found = observe_ns(np.array(durations_ns, np.int64))
+    del durations_ns[:]
     return found

@@ -1,8 +1,10 @@
 """Turning what a caller has into packed rows, and saying what is wrong with them."""
 
 import math
+import operator
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,15 @@ from numpy.typing import NDArray
 from edge_runtime.contract.errors import InputError
 from edge_runtime.contract.fields import nearest
 from edge_runtime.contract.manifest import Feature, Label
+from edge_runtime.contract.ranges import Limits
 
 Rows = NDArray[Any]
 
 _NUMBERS: Final = (int, float, np.integer, np.floating, np.bool_)
 _NUMERIC_KINDS: Final = "fiub"
+_PLAIN: Final = frozenset(
+    {bool, int, float, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64, np.bool_}
+)
 
 
 def count_rows(rows: Any) -> int:
@@ -50,7 +56,18 @@ class Schema:
     ``dtype`` is the graph's, float32 or float64.
     """
 
-    __slots__ = ("_accepts_infinite", "_accepts_missing", "_codes", "_columns", "_features", "dtype", "names")
+    __slots__ = (
+        "_accepts_infinite",
+        "_accepts_missing",
+        "_codes",
+        "_columns",
+        "_features",
+        "_limits",
+        "_pick",
+        "_typecode",
+        "dtype",
+        "names",
+    )
 
     def __init__(self, features: Sequence[Feature], dtype: str = "float32") -> None:
         self.names: Final = tuple(feature.name for feature in features)
@@ -59,23 +76,53 @@ class Schema:
         self._columns: Final = {name: j for j, name in enumerate(self.names)}
         self._accepts_missing: Final = np.array([feature.missing for feature in features])
         self._accepts_infinite: Final = np.array([feature.infinite for feature in features])
+        self._limits: Final = Limits.of(features, dtype)
         self._codes: Final[dict[int, dict[Label, int]]] = {
             j: {value: code for code, value in enumerate(feature.vocabulary)}
             for j, feature in enumerate(features)
             if feature.kind == "category"
         }
 
+        self._typecode: Final[Literal["f", "d"]] = "f" if dtype == "float32" else "d"
+        # Of one name it would give the value itself instead of a tuple of one.
+        self._pick: Final = operator.itemgetter(*self.names) if len(self.names) > 1 else None
+
     @property
     def coded(self) -> bool:
         """Whether any column is one of categories, so that rows as users have them differ from packed ones."""
         return bool(self._codes)
 
+    def pack(self, rows: Any) -> Rows | None:
+        """One row as `convert` packs it, (F,), where that is quick: a dict, list or tuple of all features' numbers.
+
+        None for everything else, wrong rows included: `convert` knows what to do with it, or what to say.
+        """
+        kind = rows.__class__
+        if kind is dict:
+            if self._pick is None or len(rows) != len(self.names):
+                return None
+            try:
+                rows = self._pick(rows)
+            except KeyError:
+                return None
+        elif (kind is not list and kind is not tuple) or len(rows) != len(self.names):
+            return None
+        if self._codes or not _PLAIN.issuperset(map(type, rows)):
+            return None
+        try:
+            return np.frombuffer(array(self._typecode, rows), self.dtype)
+        except OverflowError:  # an integer beyond any float
+            return None
+
     def convert(self, rows: Any) -> tuple[Rows, bool]:
         """``rows`` as a packed (n, F) array of `dtype`, and whether they were one bare row; raises `InputError`.
 
         ``rows`` is an array, a sequence or a mapping of names, a list of these, or a data frame. Values of categories
-        become codes, the numbers of a numeric array too.
+        become codes, the numbers of a numeric array too. The answer shares no memory with ``rows``.
         """
+        packed = rows.__class__ is np.ndarray and rows.dtype is self.dtype and not self._codes
+        if packed and rows.ndim == 2 and rows.shape[1] == len(self.names):
+            return np.array(rows), False
         if isinstance(rows, np.ndarray):
             texts = rows.dtype.kind == "U" and self.coded
             if rows.dtype != object and not texts:
@@ -91,17 +138,43 @@ class Schema:
         return self._from_row(rows, "")[None], True
 
     def check(self, table: Rows) -> None:
-        """Raises `InputError` on the first NaN or infinity of packed rows where the feature does not accept it."""
-        bad = ~np.isfinite(table)
+        """Raises `InputError` on the first value of packed rows that its feature does not accept.
+
+        NaN and infinities come first, then what lies outside a range. An infinity that the feature accepts lies outside
+        of a range that ends on its side; a missing value does not.
+        """
+        finite = np.isfinite(table)
+        if not finite.all():
+            self._check_finite(table, finite)
+        if self._limits is not None:
+            self._check_ranges(table, self._limits)
+
+    def _check_finite(self, table: Rows, finite: NDArray[np.bool_]) -> None:
+        bad = ~finite
         missing = np.isnan(table)
         bad &= ~np.where(missing, self._accepts_missing, self._accepts_infinite)
         if not bad.any():
             return
-        i, j = (int(k[0]) for k in np.nonzero(bad))
-        where = f"row {i}: feature {self.names[j]!r}" if len(table) > 1 else f"feature {self.names[j]!r}"
+        i, j, where = self._first(bad)
         if missing[i, j]:
             raise InputError("missing", f"{where} is missing and the model does not accept that")
         raise InputError("non_finite", f"{where} is {table[i, j]}; a finite {self.dtype} number is needed")
+
+    def _check_ranges(self, table: Rows, limits: Limits) -> None:
+        outside = limits.outside(table)
+        if not outside.any():
+            return
+        i, j, where = self._first(outside)
+        raise InputError(
+            "range",
+            f"{where} is {table[i, j]!s}, outside {limits.text(j)}, the range the model is proven for",
+        )
+
+    def _first(self, bad: NDArray[np.bool_]) -> tuple[int, int, str]:
+        """Row and column of the first ``bad`` value (n, F), and how a message names them."""
+        i, j = (int(k[0]) for k in np.nonzero(bad))
+        where = f"row {i}: " if len(bad) > 1 else ""
+        return i, j, f"{where}feature {self.names[j]!r}"
 
     def no_answer(self, row: Rows, columns: Sequence[int]) -> str:
         """Why a packed ``row`` (F,) that accepts every check has no answer, where one of ``columns`` is to blame."""

@@ -114,6 +114,7 @@ def _read_broker(f: Fields) -> Broker:
         certificate=f.text("certificate", "", max_length=4096),
         key=f.text("key", "", max_length=4096),
         keepalive_seconds=f.integer("keepalive_seconds", 30),
+        protocol=f.text("protocol", "auto", choices=topics.PROTOCOLS),
     )
 
 

@@ -5,7 +5,7 @@ and process; another process may read at any time (``read_only``), and write sho
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,8 +15,12 @@ from edge_runtime.contract.errors import ConfigError
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 
 
-def connect(path: Path, schema: str, version: int, *, read_only: bool) -> sqlite3.Connection:
-    """Opens ``path``, making it with ``schema`` when it is new.
+def connect(
+    path: Path, schema: str, version: int, *, read_only: bool, steps: Mapping[int, str] | None = None
+) -> sqlite3.Connection:
+    """Opens ``path``, making it with ``schema`` when it is new; a writer takes an older file forward.
+
+    ``steps`` holds, for each version that can be taken forward, the statements that make it the next one.
 
     Raises:
         ConfigError: the file is missing (read-only), is no database, or is of another version.
@@ -41,6 +45,7 @@ def connect(path: Path, schema: str, version: int, *, read_only: bool) -> sqlite
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version={version}")
                 found = version
+            found = _upgrade(connection, found, version, steps or {})
     except sqlite3.DatabaseError as e:
         if connection is not None:
             connection.close()
@@ -49,8 +54,21 @@ def connect(path: Path, schema: str, version: int, *, read_only: bool) -> sqlite
         ) from e
     if found != version:
         connection.close()
-        raise ConfigError(f"{path}: schema version {found} is not {version}: use the skiff that wrote it")
+        raise ConfigError(
+            f"{path}: schema version {found} is not {version}: use the skiff that wrote it; if it is older, start "
+            "this aggregator once"
+        )
     return connection
+
+
+def _upgrade(connection: sqlite3.Connection, found: int, version: int, steps: Mapping[int, str]) -> int:
+    while found < version and found in steps:
+        with transaction(connection):
+            for statement in steps[found].split(";"):
+                connection.execute(statement)
+            found += 1
+            connection.execute(f"PRAGMA user_version={found}")
+    return found
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import numpy as np
 from aggregator.config import read_gates, read_stages, read_trial
 from aggregator.records import Figure, Gates, Judgement, Rollout, Unit, Verdict
 from edge_runtime.contract import ids
-from edge_runtime.contract.codec import pack_counts, unpack_counts
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.messages import ModelReport
+from edge_runtime.contract.packing import pack_planes, unpack_counts
 from edge_runtime.contract.profile import Profile
 from edge_runtime.contract.release import TrialGate
 
@@ -153,7 +153,7 @@ def _profile_document(profile: Profile) -> dict[str, Any]:
     return {
         "layout": profile.layout,
         "rows": profile.rows,
-        "counts": base64.b64encode(pack_counts(profile.counts)).decode("ascii"),
+        "counts": base64.b64encode(pack_planes(profile.counts)).decode("ascii"),
         "sums": profile.sums.tolist(),
     }
 

@@ -27,13 +27,19 @@ from edge_runtime.contract import ids, release
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName
 from edge_runtime.contract.profile import Profile
 
-VERSION: Final = 1
+VERSION: Final = 2
+STEPS: Final = {
+    1: "ALTER TABLE devices ADD COLUMN last_exit TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE devices ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;"
+    "ALTER TABLE devices ADD COLUMN clock TEXT NOT NULL DEFAULT ''"
+}
 
 SCHEMA: Final = """
 CREATE TABLE devices (
   device TEXT PRIMARY KEY, session TEXT NOT NULL, seq INTEGER NOT NULL, online INTEGER NOT NULL,
   attributes TEXT NOT NULL, models TEXT NOT NULL, last_seen_ns INTEGER NOT NULL, ended TEXT NOT NULL,
-  doubted_ns INTEGER NOT NULL) WITHOUT ROWID;
+  doubted_ns INTEGER NOT NULL, last_exit TEXT NOT NULL DEFAULT '', restarts INTEGER NOT NULL DEFAULT 0,
+  clock TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
 CREATE TABLE tracks (
   cohort TEXT NOT NULL, model TEXT NOT NULL, release BLOB, rollout TEXT, PRIMARY KEY (cohort, model)) WITHOUT ROWID;
 CREATE TABLE revisions (cohort TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
@@ -101,7 +107,7 @@ class Ledger:
     """The store at ``path``; ``read_only`` for another process that only asks. Not thread-safe."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._db = connect(path, SCHEMA, VERSION, read_only=read_only)
+        self._db = connect(path, SCHEMA, VERSION, read_only=read_only, steps=STEPS)
 
     def close(self) -> None:
         """Closes the file."""
@@ -118,10 +124,11 @@ class Ledger:
     def put_device(self, r: DeviceRecord) -> None:
         """Writes one device; call it in a `transaction`."""
         self._db.execute(
-            "INSERT OR REPLACE INTO devices VALUES (?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO devices VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 *(r.device, r.session, r.seq, r.online, json.dumps(dict(r.attributes), sort_keys=True)),
                 *(documents.list_text(r.models), r.last_seen_ns, json.dumps(r.ended), r.doubted_ns),
+                *(r.last_exit, r.restarts, r.clock),
             ),
         )
 
@@ -139,6 +146,9 @@ class Ledger:
                 last_seen_ns=row[6],
                 ended=tuple(ids.session_id(s) for s in json.loads(row[7])),
                 doubted_ns=row[8],
+                last_exit=row[9],
+                restarts=row[10],
+                clock=row[11],
             )
             for row in rows
         )

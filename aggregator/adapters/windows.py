@@ -2,7 +2,7 @@
 
 A window is kept as the bytes that came; the columns that questions filter and add up by stand in a table of
 their own, which stays small to scan. A window's key is (device, session, seq); a merged record covers
-``seq_lo`` to ``seq``, and no two stored records of a session overlap.
+``seq_lo`` to ``seq``, and no two stored records of a session overlap. It counts as the windows it was merged from.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Event, Window
 from edge_runtime.contract.profile import Profile
 
-VERSION: Final = 1
+VERSION: Final = 2
+STEPS: Final = {1: "ALTER TABLE windows ADD COLUMN windows INTEGER NOT NULL DEFAULT 1"}
 UNJUDGED, JUDGED, REJECTED = 0, 1, 2
 MAX_LETTER_BYTES: Final = 16 * 1024
 SETTLE_WINDOWS: Final = 1000
@@ -34,7 +35,8 @@ CREATE TABLE windows (
   start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, synced INTEGER NOT NULL, received_ns INTEGER NOT NULL,
   rows INTEGER NOT NULL, failed INTEGER NOT NULL, refused INTEGER NOT NULL, labelled INTEGER NOT NULL,
   correct INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, peak_rss_bytes INTEGER NOT NULL, wire_bytes INTEGER NOT NULL,
-  latency TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', UNIQUE (device, session, seq));
+  latency TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+  windows INTEGER NOT NULL DEFAULT 1, UNIQUE (device, session, seq));
 CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE INDEX windows_by_stream ON windows (digest, device, id);
 CREATE INDEX windows_unjudged ON windows (digest) WHERE state=0;
@@ -54,11 +56,11 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 
 INSERT_WINDOW: Final = """
 INSERT INTO windows (device, session, seq, seq_lo, model, digest, layout, state, start_ns, end_ns, synced,
-  received_ns, rows, failed, refused, labelled, correct, rss_bytes, peak_rss_bytes, wire_bytes, latency)
-VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"""
+  received_ns, rows, failed, refused, labelled, correct, rss_bytes, peak_rss_bytes, wire_bytes, latency, windows)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"""
 
 TOTALS: Final = """
-SELECT device, digest, COUNT(*), SUM(rows), SUM(failed), SUM(refused), SUM(labelled), SUM(correct), SUM(wire_bytes),
+SELECT device, digest, SUM(windows), SUM(rows), SUM(failed), SUM(refused), SUM(labelled), SUM(correct), SUM(wire_bytes),
   MAX(peak_rss_bytes), MIN(received_ns), MAX(received_ns), MAX(id)"""
 
 
@@ -69,7 +71,7 @@ class Windows:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, dead_letters: int = 1000) -> None:
-        self._db = connect(path, SCHEMA, VERSION, read_only=read_only)
+        self._db = connect(path, SCHEMA, VERSION, read_only=read_only, steps=STEPS)
         self._max_letters = dead_letters
 
     def close(self) -> None:
@@ -131,6 +133,7 @@ class Windows:
             *(w.labelled, w.correct, w.health.rss_bytes, w.health.peak_rss_bytes),
             len(arrival.payload),
             _latency_text(w.latency),
+            w.windows,
         )
         newest = self._db.execute(INSERT_WINDOW, values).lastrowid
         self._db.execute("INSERT INTO payloads VALUES (?,?)", (newest, arrival.payload))
@@ -138,7 +141,7 @@ class Windows:
             "INSERT INTO streams VALUES (?,?,?) ON CONFLICT DO UPDATE SET newest=excluded.newest",
             (w.digest, w.device, newest),
         )
-        self._count("windows", 1)
+        self._count("windows", w.windows)
         self._count("rows", w.profile.rows)
 
     def _insert_event(self, e: Event, received_ns: int) -> bool:
@@ -259,7 +262,7 @@ class Windows:
         return Block(
             device=device,
             profile=_merged(w.profile for w in found),
-            windows=len(found),
+            windows=sum(w.windows for w in found),
             rows=seen,
             seconds=span,
             labelled=sum(w.labelled for w in found),

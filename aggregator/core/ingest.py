@@ -86,6 +86,7 @@ def _check_counts(w: Window) -> None:
         "refused": sum(n for _, n in w.refused),
         "labelled": w.labelled,
         "correct": w.correct,
+        "windows": w.windows,
     }
     for name, count in counts.items():
         if count > MAX_WINDOW_COUNT:

@@ -44,6 +44,9 @@ def apply(record: DeviceRecord | None, status: Status, now_ns: int) -> DeviceRec
         models=status.models,
         last_seen_ns=now_ns,
         doubted_ns=0,
+        last_exit=status.last_exit,
+        restarts=status.restarts,
+        clock=status.clock,
     )
 
 
@@ -57,6 +60,9 @@ def _fresh(status: Status, now_ns: int) -> DeviceRecord:
         models=status.models,
         last_seen_ns=now_ns,
         doubted_ns=0 if status.online else now_ns,
+        last_exit=status.last_exit,
+        restarts=status.restarts,
+        clock=status.clock,
     )
 
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from aggregator.config import RetrainConfig
 from aggregator.records import Block, RetrainRequest, Verdict
-from edge_runtime.contract.codec import pack_counts
 from edge_runtime.contract.ids import DeviceId, Digest, FleetId
+from edge_runtime.contract.packing import pack_planes
 
 SCHEMA: Final = 1
 
@@ -58,7 +58,7 @@ def request(
 ) -> RetrainRequest:
     """The request for the cohort of ``calls``, with each device's histograms, so that training rows can be
     re-weighted to what the fleet sees without one raw row. Counters are packed as on the wire
-    (`codec.pack_counts`), in base64.
+    (`packing.pack_planes`), in base64.
     """
     first = calls[0]
     why = f"{first.cohort}: " + "; ".join(f"{v.kind} {v.outcome} ({v.reason})" for v in calls)
@@ -82,7 +82,7 @@ def request(
                 "rows": block.rows,
                 "labelled": block.labelled,
                 "correct": block.correct,
-                "counts": base64.b64encode(pack_counts(block.profile.counts)).decode("ascii"),
+                "counts": base64.b64encode(pack_planes(block.profile.counts)).decode("ascii"),
                 "sums": block.profile.sums.tolist(),
             }
             for block in blocks

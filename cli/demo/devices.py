@@ -31,7 +31,7 @@ class Device:
     @property
     def command(self) -> tuple[str, ...]:
         """The command line of its daemon."""
-        return (sys.executable, "-m", "edge_runtime.daemon", str(self.config))
+        return (sys.executable, "-m", "edge_runtime.skiffd", str(self.config))
 
 
 def provision(folder: Path, data: WatchData, *, broker_port: int, root: Path, base: Path) -> list[Device]:

@@ -3,9 +3,13 @@
 An envelope is ``[major, minor, kind, device, session, seq, body]``. An unknown major is refused, an unknown
 kind is refused, unknown fields of a body (a newer minor) are ignored. Sizes are checked before anything is
 parsed: 1 MB of empty msgpack maps costs 71 MB with a plain ``unpackb``.
+
+A body is a table of named fields. Since minor 1 the body of a window is a list, whose items have the names and the
+order of `WINDOW`, as have its parts (`LATENCY`, `HEALTH`): names took a fifth of the message. Items that a sender does
+not know yet are missing at the end, items that a reader does not know yet come after those it knows.
 """
 
-import zlib
+import dataclasses
 from collections.abc import Callable
 from typing import Final
 
@@ -17,65 +21,21 @@ from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Message
-from edge_runtime.contract.profile import MAX_CLASSES, MAX_EDGES, MAX_FEATURES, Counts, Profile
+from edge_runtime.contract.packing import pack_counts, unpack_counts
+from edge_runtime.contract.profile import MAX_CLASSES, Profile
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 MAX_ITEMS: Final = MAX_CLASSES + 1
-MAX_COUNTERS: Final = MAX_FEATURES * (MAX_EDGES + 4) + MAX_CLASSES
 
-
-def pack_counts(counts: Counts) -> bytes:
-    """Counts of at least 0 as raw deflate of their byte planes, behind the number of planes.
-
-    Planes (all low bytes, then all second bytes, …) compress better than interleaved words, because the high
-    bytes are nearly all zero (the "shuffle" filter of HDF5 and Blosc).
-    """
-    top = int(counts.max(initial=0))
-    planes = max(1, (top.bit_length() + 7) // 8)
-    raw = np.ascontiguousarray(counts.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :planes].T).tobytes()
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return bytes([planes]) + packer.compress(raw) + packer.flush()
-
-
-def unpack_counts(data: bytes, *, max_counters: int = MAX_COUNTERS) -> Counts:
-    """Reverses `pack_counts`; raises `ContractError` on anything else, never inflating beyond the cap."""
-    if not data or not 1 <= data[0] <= 8:
-        raise ContractError("counts: the number of byte planes must be 1 to 8")
-    planes = data[0]
-    limit = planes * max_counters
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        raw = inflater.decompress(data[1:], limit + 1)
-    except zlib.error as e:
-        raise ContractError(f"counts: damaged ({e})") from e
-    if len(raw) > limit or not inflater.eof or inflater.unused_data or len(raw) % planes:
-        raise ContractError(f"counts: not {planes} equal byte planes of at most {max_counters} counters")
-    wide = np.zeros((len(raw) // planes, 8), np.uint8)
-    wide[:, :planes] = np.frombuffer(raw, np.uint8).reshape(planes, -1).T
-    counts = wide.view("<i8").reshape(-1).astype(np.int64)
-    if (counts < 0).any():
-        raise ContractError("counts: a counter is beyond 2^63")
-    return counts
-
-
-def _profile_body(profile: Profile) -> dict[str, object]:
-    return {
-        "layout": bytes.fromhex(profile.layout),
-        "rows": profile.rows,
-        "counts": pack_counts(profile.counts),
-        "sums": profile.sums.tolist(),
-    }
-
-
-def _read_profile(f: Fields) -> Profile:
-    return Profile(
-        layout=ids.layout_id(f.blob("layout", max_length=8).hex()),
-        rows=f.integer("rows"),
-        counts=unpack_counts(f.blob("counts")),
-        sums=np.asarray(f.integers("sums", ()), np.int64),
-    )
+WINDOW: Final = (
+    *("model", "digest", "layout", "back", "windows", "start", "span", "synced", "rows", "counts", "sums"),
+    *("latency", "queueing", "health", "refused", "failed", "labelled", "correct"),
+)
+"""What the items of a window's body are, in this order; new ones come last."""
+LATENCY: Final = ("offset", "counts", "zero", "sum", "max")
+HEALTH: Final = tuple(field.name for field in dataclasses.fields(messages.Health))
 
 
 def latency_body(h: LatencyHistogram) -> dict[str, object]:
@@ -151,6 +111,9 @@ def _status_body(m: messages.Status) -> dict[str, object]:
         "online": m.online,
         "attributes": dict(m.attributes),
         "models": [_report_body(r) for r in m.models],
+        "last_exit": m.last_exit,
+        "restarts": m.restarts,
+        "clock": m.clock,
     }
 
 
@@ -162,51 +125,82 @@ def _read_status(origin: "_Origin", f: Fields) -> messages.Status:
         online=f.flag("online"),
         attributes=f.pairs("attributes", {}),
         models=tuple(_read_report(r) for r in f.sections("models", ())),
+        last_exit=f.text("last_exit", ""),
+        restarts=f.integer("restarts", 0),
+        clock=f.text("clock", "", choices=messages.CLOCKS),
     )
 
 
-def _window_body(m: messages.Window) -> dict[str, object]:
-    return {
-        "lo": m.seq_lo,
-        "model": m.model,
-        "digest": _raw(m.digest),
-        "start": m.start_ns,
-        "end": m.end_ns,
-        "synced": m.synced,
-        "profile": _profile_body(m.profile),
-        "latency": latency_body(m.latency),
-        "health": [m.health.rss_bytes, m.health.peak_rss_bytes, m.health.cpu_ns, m.health.uptime_ns],
-        "refused": dict(m.refused),
-        "failed": m.failed,
-        "labelled": m.labelled,
-        "correct": m.correct,
-    }
+def _latency_list(h: LatencyHistogram) -> list[object]:
+    return list(latency_body(h).values())
+
+
+def _window_body(m: messages.Window) -> list[object]:
+    return [
+        *(m.model, _raw(m.digest), bytes.fromhex(m.profile.layout), m.seq - m.seq_lo, m.windows),
+        *(m.start_ns, m.end_ns - m.start_ns, m.synced),
+        *(m.profile.rows, pack_counts(m.profile.counts), m.profile.sums.tolist()),
+        *(_latency_list(m.latency), _latency_list(m.queueing)),
+        list(dataclasses.astuple(m.health)),
+        *(dict(m.refused), m.failed, m.labelled, m.correct),
+    ]
+
+
+def _listed(items: object, names: tuple[str, ...], path: str) -> Fields:
+    """The items of a list under their names; further ones are of a newer minor."""
+    if not isinstance(items, list):
+        raise ContractError(f"{path}: expected a list of {', '.join(names)}")
+    return Fields(dict(zip(names, items, strict=False)), path)
+
+
+def _read_profile(f: Fields) -> Profile:
+    return Profile(
+        layout=ids.layout_id(f.blob("layout", max_length=8).hex()),
+        rows=f.integer("rows"),
+        counts=unpack_counts(f.blob("counts")),
+        sums=np.asarray(f.integers("sums", ()), np.int64),
+    )
 
 
 def _read_window(origin: "_Origin", f: Fields) -> messages.Window:
-    health = (*f.integers("health", ()), 0, 0, 0, 0)
+    """Both bodies of a window: by position (``f`` has the items' names already), or by name, of minor 0."""
+    start_ns = f.integer("start")
+    if "profile" in f.names():
+        seq_lo, end_ns = f.integer("lo", origin.seq, high=origin.seq), f.integer("end")
+        profile, latency = _read_profile(f.section("profile")), read_latency(f.section("latency"))
+        queueing = LatencyHistogram()
+    else:
+        seq_lo = origin.seq - f.integer("back", high=origin.seq)
+        end_ns = start_ns + f.integer("span", low=-start_ns, high=2**63 - 1 - start_ns)
+        profile = _read_profile(f)
+        latency, queueing = (
+            read_latency(_listed(f.items(name, ()), LATENCY, f"window.{name}"))
+            for name in ("latency", "queueing")
+        )
+    health = dict(zip(HEALTH, f.integers("health", ()), strict=False))
     window = messages.Window(
         device=origin.device(),
         session=origin.session(),
         seq=origin.seq,
-        seq_lo=f.integer("lo", origin.seq, high=origin.seq),
+        seq_lo=seq_lo,
         model=ids.model_name(f.text("model")),
         digest=ids.digest(f.blob("digest", max_length=32).hex()),
-        start_ns=f.integer("start"),
-        end_ns=f.integer("end"),
+        start_ns=start_ns,
+        end_ns=end_ns,
         synced=f.flag("synced"),
-        profile=_read_profile(f.section("profile")),
-        latency=read_latency(f.section("latency")),
-        health=messages.Health(
-            rss_bytes=health[0], peak_rss_bytes=health[1], cpu_ns=health[2], uptime_ns=health[3]
-        ),
+        profile=profile,
+        latency=latency,
+        health=messages.Health(**health),
         refused=f.counts("refused", {}),
         failed=f.integer("failed", 0),
         labelled=f.integer("labelled", 0),
         correct=f.integer("correct", 0),
+        windows=f.integer("windows", 1, low=1),
+        queueing=queueing,
     )
     if window.correct > window.labelled:
         raise f.fail("correct", f"{window.correct} is more than the {window.labelled} labelled rows")
+    # `windows` may exceed the numbers: those of earlier sessions, never sent, are merged under a later one's.
     return window
 
 
@@ -270,6 +264,7 @@ class _Origin:
         return ids.session_id(self._session)
 
 
+KINDS: Final = {1: "status", 2: "window", 3: "event", 4: "ack", 5: "command", 6: "trust", 7: "release"}
 _READERS: Final[dict[int, Callable[[_Origin, Fields], Message]]] = {
     1: _read_status,
     2: _read_window,
@@ -281,7 +276,7 @@ _READERS: Final[dict[int, Callable[[_Origin, Fields], Message]]] = {
 }
 
 
-def _parts(message: Message) -> tuple[int, str, str, int, dict[str, object]]:  # noqa: PLR0911 (one per kind)
+def _parts(message: Message) -> tuple[int, str, str, int, object]:  # noqa: PLR0911 (one per kind)
     """Kind, device, session, seq and body."""
     match message:
         case messages.Status():
@@ -341,7 +336,7 @@ def decode(data: bytes) -> Message:
         raise ContractError("envelope: device and session must be text")
     if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
         raise ContractError(f"envelope: seq {seq!r} is not a whole number in [0, 2^63)")
-    return _READERS[kind](_Origin(device, session, seq), Fields(body, _KIND_NAMES[kind]))
-
-
-_KIND_NAMES: Final = {1: "status", 2: "window", 3: "event", 4: "ack", 5: "command", 6: "trust", 7: "release"}
+    name = KINDS[kind]
+    by_position = name == "window" and isinstance(body, list)
+    fields = _listed(body, WINDOW, name) if by_position else Fields(body, name)
+    return _READERS[kind](_Origin(device, session, seq), fields)

@@ -29,7 +29,7 @@ class InputError(SkiffError, ValueError):
     """A row breaks the model's schema; nothing was predicted for it.
 
     ``reason`` is a short stable word (``width``, ``missing``, ``non_finite``, ``unknown_feature``,
-    ``type``, ``unseen``, ``undefined``) under which the refusal is counted.
+    ``type``, ``unseen``, ``range``, ``undefined``) under which the refusal is counted.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -4,15 +4,17 @@ Messages, manifests and configuration files are all read through `Fields`, so th
 ranges and unknown keys stand in one place.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from edge_runtime.contract.errors import ContractError, SkiffError
 
 T = TypeVar("T")
+
+MAX_LIKENED: Final = 256
+"""A longer name is likened to none: the time that takes grows with its length, which a stranger chooses."""
 
 
 class _Required:
@@ -24,7 +26,9 @@ REQUIRED = _Required()
 
 def nearest(name: str, valid: Sequence[str], question: str = "did you mean {}?") -> str:
     """`` (did you mean 'x'?)`` for the closest valid name, or an empty string; ``question`` is asked instead."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    import difflib  # noqa: PLC0415 (half a megabyte for a message that a device may never need)
+
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5) if len(name) <= MAX_LIKENED else []
     return f" ({question.format(repr(close[0]))})" if close else ""
 
 

@@ -7,6 +7,7 @@ integers, so merging is exact; a quantile read from the middle of its bucket is 
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,10 @@ class LatencyHistogram:
                 low = math.exp2((self.offset + k) / (1 << SCALE))
                 return min(low * 2.0 * base / (1.0 + base), float(self.max_ns))
         raise AssertionError("unreachable: the ranks cover every count")
+
+
+NONE: Final = LatencyHistogram()
+"""No duration recorded; merging with it changes nothing."""
 
 
 def observe_ns(durations_ns: NDArray[np.int64]) -> LatencyHistogram:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.contract import ids
-from edge_runtime.contract.codec import pack_counts, unpack_counts
 from edge_runtime.contract.errors import ArtifactError, ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import ModelName
 from edge_runtime.contract.onnx_metadata import MAX_METADATA_BYTES, read_metadata
+from edge_runtime.contract.packing import pack_planes, unpack_counts
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile
 
 SCHEMA: Final = 1
@@ -51,6 +51,8 @@ class Feature:
         vocabulary: the values of a category, each once; empty for a number.
         unseen: whether values outside ``vocabulary`` are accepted.
         infinite: whether a number may be infinite.
+        low, high: the range, its ends included, in which the model is proven for a number and used; other rows are
+            refused. Values of the manifest's ``input_dtype``; None for no limit.
     """
 
     name: str
@@ -59,6 +61,13 @@ class Feature:
     vocabulary: tuple[Label, ...] = ()
     unseen: bool = False
     infinite: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether a value may be too small or too large."""
+        return self.low is not None or self.high is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +255,7 @@ def _read_array(f: Fields, dtype: str) -> NDArray[np.generic]:
 def _profile_document(profile: Profile) -> dict[str, object]:
     return {
         "rows": profile.rows,
-        "counts": _b64(pack_counts(profile.counts)),
+        "counts": _b64(pack_planes(profile.counts)),
         "sums": profile.sums.tolist(),
     }
 
@@ -278,6 +287,10 @@ def _feature_document(feature: Feature) -> dict[str, object]:
         found |= {"kind": feature.kind, "vocabulary": list(feature.vocabulary), "unseen": feature.unseen}
     if feature.infinite:
         found["infinite"] = True
+    if feature.low is not None:
+        found["low"] = feature.low
+    if feature.high is not None:
+        found["high"] = feature.high
     return found
 
 
@@ -408,7 +421,8 @@ def _read_manifest(f: Fields) -> Manifest:
     if task == "regressor" and score != "predict":
         raise f.fail("score", f"{score!r} for a {task}")
     budgets = f.section("budgets", {})
-    features = tuple(_read_feature(g) for g in f.sections("features"))
+    input_dtype = f.text("input_dtype", "float32", choices=INPUT_DTYPES)
+    features = tuple(_read_feature(g, input_dtype) for g in f.sections("features"))
     if not features or len({feature.name for feature in features}) != len(features):
         raise f.fail("features", "there must be at least one, each with a name of its own")
     return Manifest(
@@ -429,7 +443,7 @@ def _read_manifest(f: Fields) -> Manifest:
         budgets=Budgets(
             predict_p99_ns=budgets.integer("predict_p99_ns", 0), rss_bytes=budgets.integer("rss_bytes", 0)
         ),
-        input_dtype=f.text("input_dtype", "float32", choices=INPUT_DTYPES),
+        input_dtype=input_dtype,
         multilabels=multilabels,
         undefined=f.flag("undefined", False),
     )
@@ -444,7 +458,7 @@ def _labels(f: Fields, name: str, found: object) -> tuple[Label, ...]:
     return tuple(found)
 
 
-def _read_feature(f: Fields) -> Feature:
+def _read_feature(f: Fields, input_dtype: str) -> Feature:
     vocabulary = _labels(f, "vocabulary", f.items("vocabulary", ()))
     if len(set(vocabulary)) != len(vocabulary) or any(
         isinstance(value, float) and math.isnan(value) for value in vocabulary
@@ -457,12 +471,29 @@ def _read_feature(f: Fields) -> Feature:
         vocabulary=vocabulary,
         unseen=f.flag("unseen", False),
         infinite=f.flag("infinite", False),
+        low=_read_limit(f, "low", input_dtype),
+        high=_read_limit(f, "high", input_dtype),
     )
     if feature.kind == "number" and (vocabulary or feature.unseen):
         raise f.fail("kind", "a number has no vocabulary and no unseen values")
     if feature.kind == "category" and feature.infinite:
         raise f.fail("infinite", "a category is not infinite")
+    if feature.kind == "category" and feature.ranged:
+        raise f.fail("low" if feature.high is None else "high", "a category has no range")
+    if feature.low is not None and feature.high is not None and feature.low > feature.high:
+        raise f.fail("low", f"{feature.low} is larger than high, {feature.high}")
     return feature
+
+
+def _read_limit(f: Fields, name: str, input_dtype: str) -> float | None:
+    """An end of a range, or None; a device compares rows with it as it stands, so it must be a value they can have."""
+    if name not in f.names():
+        return None
+    value = f.number(name)
+    with np.errstate(over="ignore"):
+        if float(np.dtype(input_dtype).type(value)) != value:
+            raise f.fail(name, f"{value!r} is no {input_dtype} number")
+    return value
 
 
 def _read_reference(f: Fields) -> Reference:

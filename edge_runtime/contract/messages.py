@@ -8,12 +8,13 @@ window and of an event, so duplicates and reordering are harmless.
 from dataclasses import dataclass
 
 from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SessionId
-from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.latency import NONE, LatencyHistogram
 from edge_runtime.contract.profile import Profile
 
 SLOT_STATES = ("idle", "fetching", "verified", "probed", "trial", "committed", "rolled_back")
 OUTCOMES = ("", "committed", "refused", "rolled_back")
 COMMANDS = ("rebirth",)
+CLOCKS = ("", "synced", "unsynced")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Status:
     """Birth (``online``) or death. Retained; published again on every change, with a rising ``seq``.
 
     A death is the last will of the session it names, so that a late one cannot hide a newer birth.
+    ``last_exit`` tells how the process before this one ended, empty when there was none or its end is unknown;
+    ``restarts`` counts the starts since the last that was asked for. ``clock`` is one of `CLOCKS`, empty when unknown.
     """
 
     device: DeviceId
@@ -51,26 +54,46 @@ class Status:
     online: bool
     attributes: tuple[tuple[str, str], ...] = ()
     models: tuple[ModelReport, ...] = ()
+    last_exit: str = ""
+    restarts: int = 0
+    clock: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How the device felt at the end of a window: bytes, and nanoseconds of CPU time since its start."""
+    """How the device felt at the end of a window; 0 means unknown or none.
+
+    ``cpu_ns`` and the page faults are the daemon's since its start; ``pss_bytes`` is its share of the memory it has in
+    common with others. ``memory_limit_bytes`` is its control group's, ``memory_pressure_ppm`` the parts per million of
+    the last minute in which some task waited for memory (PSI ``some avg60``). ``temperature_mc`` is in thousandths of a
+    degree Celsius, of the hottest thermal zone. ``throttled`` has bit 0 when the board slows itself down now, bit 1
+    when it did since it was switched on.
+    """
 
     rss_bytes: int = 0
     peak_rss_bytes: int = 0
     cpu_ns: int = 0
     uptime_ns: int = 0
+    pss_bytes: int = 0
+    memory_limit_bytes: int = 0
+    memory_pressure_ppm: int = 0
+    minor_faults: int = 0
+    major_faults: int = 0
+    temperature_mc: int = 0
+    throttled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """One closed span of observations of one model on one device.
+    """One closed span of observations of one model on one device, or several of them merged into one record.
 
     ``start_ns`` and ``end_ns`` are wall-clock nanoseconds since 1970, to be trusted only when ``synced``.
-    ``seq_lo`` is the first sequence number merged into this record (``seq`` itself when nothing was).
-    ``refused`` counts rows that were answered with an error, by reason; ``failed`` counts predictions
-    that broke inside the engine. ``labelled`` and ``correct`` count rows whose truth was known.
+    ``seq_lo`` is the first sequence number merged into this record (``seq`` itself when nothing was) and ``windows``
+    how many closed windows it holds: fewer than the numbers from ``seq_lo`` to ``seq`` where other messages of the
+    session have some of them, more where windows of an earlier session, never sent, were merged in. ``latency`` is the
+    time predictions took, ``queueing`` the time rows had waited before. ``refused`` counts rows that were answered with
+    an error, by reason; ``failed`` counts predictions that broke inside the engine. ``labelled`` and ``correct`` count
+    rows whose truth was known.
     """
 
     device: DeviceId
@@ -89,6 +112,8 @@ class Window:
     failed: int = 0
     labelled: int = 0
     correct: int = 0
+    windows: int = 1
+    queueing: LatencyHistogram = NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,11 @@ MAX_CLASSES: Final = 4096
 MAX_EDGES: Final = 256
 MAX_ROWS: Final = 1 << 53
 """Below this the counters of a column cannot overflow when they are summed."""
+_SHORT: Final = 32
+"""Columns of at most so many edges are binned by comparing with all of them, longer ones by searching."""
+_TOGETHER: Final = 32
+_CHUNK_ROWS: Final = 256
+"""32 columns of 20 edges and 256 rows make 170 kB of comparisons, which stay in a cache of the second level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,26 +234,34 @@ def merge_all(spec: CellSpec, profiles: Sequence[Profile], *, probabilities: boo
 class Binner:
     """Counts rows of one stream under one layout; the only mutable part of this module.
 
-    Bin in bulk: 256 rows at once cost a quarter of what 256 single rows cost. Not thread-safe.
+    Bin in bulk: 256 rows at once cost a tenth of what 256 single rows cost. Not thread-safe.
     """
 
     __slots__ = (
         "_beside",
         "_counts",
-        "_edges",
+        "_groups",
         "_last",
+        "_long",
+        "_offsets",
         "_probabilities",
         "_rows",
         "_spec",
-        "_starts",
         "_sums",
+        "_width",
     )
 
     def __init__(self, spec: CellSpec, *, probabilities: bool) -> None:
         self._spec = spec
-        self._edges = [np.asarray(column.edges, np.float32) for column in spec.columns]
-        self._starts = spec.offsets[:-1, None]
+        self._width = len(spec.columns)
+        self._offsets = spec.offsets[:-1]
         self._beside = spec.offsets[1:] - BESIDE  # where each column's missing, non-finite and repeat stand
+        edges = [np.asarray(column.edges, np.float32) for column in spec.columns]
+        short = [j for j, found in enumerate(edges) if len(found) <= _SHORT]
+        self._groups = tuple(
+            _Group(short[at : at + _TOGETHER], edges, spec.offsets) for at in range(0, len(short), _TOGETHER)
+        )
+        self._long = {j: found for j, found in enumerate(edges) if len(found) > _SHORT}
         self._probabilities = probabilities
         self._last: Rows | None = None
         self._clear()
@@ -257,6 +270,8 @@ class Binner:
         self._counts = np.zeros(self._spec.size, np.int64)
         self._sums = np.zeros(1 + self._spec.classes if self._probabilities else 0, np.int64)
         self._rows = 0
+        for group in self._groups:
+            group.above[:] = 0
 
     @property
     def rows(self) -> int:
@@ -269,47 +284,122 @@ class Binner:
         ``labels`` (n,) are class indices, ignored where the layout has no classes; ``scores`` is (n, C), or (n,) for
         one score a row.
         """
-        n = rows.shape[0]
-        if not n:
-            return
-        flat = scores.reshape(n, -1)
-        top = flat.max(axis=1) if flat.shape[1] > 1 else flat[:, 0]
+        for start in range(0, rows.shape[0], _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            self._observe(rows[part], labels[part], scores[part])
+
+    def _observe(self, rows: NDArray[np.floating], labels: NDArray[np.int64], scores: Rows) -> None:
+        n = len(rows)
+        flat = np.ascontiguousarray(scores.reshape(n, -1).T)
+        # A column of values each, behind the value of the row before: what repeats is equal to its left neighbour.
+        values = np.empty((self._width, n + 1), np.float32)
+        values[:, 0] = np.nan if self._last is None else self._last
         with np.errstate(over="ignore"):  # what float32 cannot hold is binned as infinite, as in training
-            narrow = rows.astype(np.float32, copy=False)
-        columns = np.concatenate([narrow.T, top[None].astype(np.float32)])
-        repeats = (columns[:, 1:] == columns[:, :-1]).sum(axis=1)
-        if self._last is not None:
-            repeats += columns[:, 0] == self._last
-        self._last = columns[:, -1].copy()
-        self._count_columns(columns)
-        self._counts[self._beside + 2] += repeats
+            values[:-1, 1:] = rows.T
+            values[-1, 1:] = np.maximum.reduce(flat, axis=0)
+        self._last = values[:, -1].copy()
+        columns = values[:, 1:]
+        for group in self._groups:
+            group.count(values)
+        for j, edges in self._long.items():
+            cells = np.bincount(edges.searchsorted(columns[j]), minlength=len(edges) + 1)
+            self._counts[self._offsets[j] : self._offsets[j] + len(cells)] += cells
+            self._counts[self._beside[j] + 2] += np.count_nonzero(columns[j] == values[j, :-1])
+        finite = np.isfinite(columns)
+        if not finite.all():
+            self._count_odd(columns, finite)
         classes = self._spec.classes
         if classes:
             self._counts[-classes:] += np.bincount(labels, minlength=classes)
         if self._probabilities:
-            # What is not finite is counted in the score's cells, not here.
-            sound = np.where(np.isfinite(flat), flat, 0.0).clip(0.0, 1.0)
-            fixed = np.rint(sound.astype(np.float64) * FIXED_POINT).astype(np.int64)
-            self._sums[0] += fixed.max(axis=1).sum()
-            self._sums[1:] += fixed.sum(axis=0)
+            self._add_probabilities(flat)
         self._rows += n
 
-    def _count_columns(self, columns: Rows) -> None:
-        index = np.empty(columns.shape, np.int64)
-        for j, edges in enumerate(self._edges):
-            index[j] = edges.searchsorted(columns[j])
-        index += self._starts
-        finite = np.isfinite(columns)
-        if not finite.all():
-            odd, at = np.nonzero(~finite)
-            index[odd, at] = self._beside[odd] + np.isinf(columns[odd, at])
-        self._counts += np.bincount(index.ravel(), minlength=self._counts.size)
+    def _count_odd(self, columns: Rows, finite: NDArray[np.bool_]) -> None:
+        """Moves what is not finite out of the cell where comparisons put it: NaN and -inf first, +inf last."""
+        j, i = np.nonzero(~finite)
+        odd = columns[j, i]
+        last = self._beside[j] - 1
+        # A long column's search puts NaN behind everything, the comparisons of a short one before it.
+        nan_last = np.isin(j, list(self._long)) & np.isnan(odd)
+        np.subtract.at(self._counts, np.where((odd > 0) | nan_last, last, self._offsets[j]), 1)
+        np.add.at(self._counts, self._beside[j] + np.isinf(odd), 1)
+
+    def _add_probabilities(self, flat: Rows) -> None:
+        # What is not finite is counted in the score's cells, not here.
+        sound = np.where(np.isfinite(flat), flat, np.float32(0)).clip(0.0, 1.0)
+        fixed = np.rint(
+            sound.astype(np.float64) * FIXED_POINT
+        )  # whole numbers, and so are their sums below 2^53
+        self._sums[0] += int(np.maximum.reduce(fixed, axis=0).sum())
+        self._sums[1:] += fixed.sum(axis=1).astype(np.int64)
 
     def take(self) -> Profile:
         """The profile of the rows since the last `take`; the row before is remembered for ``repeat``."""
+        for group in self._groups:
+            group.add_to(self._counts, self._rows)
         profile = Profile(layout=self._spec.layout, rows=self._rows, counts=self._counts, sums=self._sums)
         self._clear()
         return profile
+
+
+class _Group:
+    """Columns of few edges, counted by comparing every value with every edge.
+
+    How many values lie above each edge is counted as bits: for some twenty edges a column that takes half the
+    time of searching them value by value.
+    """
+
+    __slots__ = ("_at", "_columns", "_edges", "_found", "_kept", "_repeats", "above")
+
+    def __init__(self, columns: Sequence[int], edges: Sequence[Rows], offsets: Counts) -> None:
+        most = max(len(edges[j]) for j in columns)
+        padded = np.full((most, len(columns), 1), np.inf, np.float32)  # nothing lies above infinity
+        for k, j in enumerate(columns):
+            padded[: len(edges[j]), k, 0] = edges[j]
+        self._edges = padded
+        self._found: NDArray[np.bool_] | None = None
+        together = np.asarray(columns)
+        in_order = len(columns) == columns[-1] - columns[0] + 1
+        self._columns = slice(columns[0], columns[-1] + 1) if in_order else together
+        # Plane 0 counts repeats, plane e + 1 the values above edge e.
+        self.above = np.zeros((most + 1, len(columns)), np.int64)
+        self._repeats = offsets[together + 1] - 1
+        cell, place = np.nonzero(np.arange(most + 1)[:, None] <= [len(edges[j]) for j in columns])
+        self._kept = (cell, place)
+        self._at = offsets[together[place]] + cell
+
+    def count(self, values: Rows) -> None:
+        """Counts ``values`` (columns, 1 + n), the value before in front."""
+        mine = values[self._columns]
+        n = values.shape[1] - 1
+        words = -(-n // 64)
+        if n == _CHUNK_ROWS:
+            if self._found is None:
+                self._found = np.empty((*self.above.shape, n), np.bool_)
+            found = self._found  # used again: the kernel would clear new pages each time
+        else:
+            found = np.zeros((*self.above.shape, words * 64), np.bool_)
+        np.equal(mine[:, 1:], mine[:, :-1], out=found[0, :, :n])
+        np.greater(mine[:, 1:], self._edges, out=found[1:, :, :n])
+        bits = np.packbits(found.reshape(-1)).view(np.uint64).reshape(-1, words)
+        self.above += (
+            (np.bitwise_count(bits).astype(np.float64) @ np.ones(words))
+            .astype(np.int64)
+            .reshape(self.above.shape)
+        )
+
+    def add_to(self, counts: Counts, rows: int) -> None:
+        """Adds what was counted of ``rows`` rows to the counters of the layout."""
+        counts[self._repeats] += self.above[0]
+        ends = np.vstack(
+            [
+                np.full((1, self.above.shape[1]), rows),
+                self.above[1:],
+                np.zeros((1, self.above.shape[1]), np.int64),
+            ]
+        )
+        counts[self._at] += (ends[:-1] - ends[1:])[self._kept]
 
 
 def column_counts(spec: CellSpec, profile: Profile, j: int) -> Counts:

@@ -12,6 +12,8 @@ from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName
 
 PREFIX: Final = "skiff/1"
+PROTOCOLS: Final = ("auto", "5", "3.1.1")
+"""Versions of MQTT that can be asked for; all of this works on each."""
 CHUNK_BYTES: Final = 64 * 1024
 MAX_BLOB_BYTES: Final = 8 * 1024 * 1024
 

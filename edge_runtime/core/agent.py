@@ -6,23 +6,14 @@ this same class by the hundred over a lossy link and a virtual clock.
 
 import math
 import random
-from dataclasses import dataclass
 from typing import Final
 
 from edge_runtime.contract import topics
-from edge_runtime.contract.codec import decode, encode
+from edge_runtime.contract.codec import decode
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, SessionId
+from edge_runtime.contract.ids import Digest, SessionId
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.messages import (
-    Ack,
-    Command,
-    Event,
-    ModelReport,
-    SignedRelease,
-    Status,
-    Window,
-)
+from edge_runtime.contract.messages import Ack, Command, ModelReport, SignedRelease
 from edge_runtime.contract.release import Release, from_payload
 from edge_runtime.core import lifecycle
 from edge_runtime.core.backoff import next_delay_seconds
@@ -31,10 +22,13 @@ from edge_runtime.core.events import (
     Action,
     AgentEvent,
     Append,
+    ClockChanged,
     Collect,
     Connected,
     Disconnected,
+    GapFound,
     MessageArrived,
+    Noticed,
     Publish,
     Save,
     Send,
@@ -46,11 +40,13 @@ from edge_runtime.core.events import (
     StartUpdate,
     Ticked,
     Trim,
+    Unsaved,
     UpdateEnded,
     UpdatePhase,
     WindowClosed,
 )
 from edge_runtime.core.lifecycle import SlotState
+from edge_runtime.core.voice import Identity, Voice
 
 MAX_IN_FLIGHT: Final = 20
 ACK_TIMEOUT_SECONDS: Final = 10.0
@@ -60,18 +56,8 @@ COMPLAINT_SECONDS: Final = 60.0
 PROGRESS_SECONDS: Final = 10.0
 """A trial's progress is made durable at once when it begins, then this often: flash memory wears."""
 MAX_OFFERS: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who the device is."""
-
-    fleet: FleetId
-    device: DeviceId
-    cohort: CohortId
-    session: SessionId
-    model: ModelName
-    attributes: tuple[tuple[str, str], ...] = ()
+SAVE_SECONDS: Final = 10.0
+"""A disk that refused the state is asked again after this long."""
 
 
 class Agent:
@@ -80,14 +66,15 @@ class Agent:
     def __init__(self, identity: Identity, slots: SlotState, budget: Budget, rng: random.Random) -> None:
         self._me = identity
         self._topics = topics.Topics(identity.fleet)
+        self._voice = Voice(identity)
         self._slots = slots
         self._budget = budget
         self._rng = rng
-        self._seq = 0
+        self._clock = ""
         self._connected = False
         self._phase: tuple[str, Digest] | None = None
         self._in_flight: dict[tuple[SessionId, int], float] = {}
-        self._reported: tuple[ModelReport, ...] | None = None
+        self._reported: tuple[str, ModelReport] | None = None
         self._complaints: dict[str, tuple[float, int]] = {}
         # Releases by their signed bytes: those in line with the revision they claim, and those done with.
         self._offers: dict[bytes, int] = {}
@@ -103,6 +90,9 @@ class Agent:
         self._broken: set[Digest] = set()
         self._load_failures = 0
         self._reload_at: float | None = None
+        # A trial that could not be counted on disk waits for its activation; a commit waits for the disk.
+        self._uncounted = False
+        self._commit_at = -math.inf
 
     @property
     def slots(self) -> SlotState:
@@ -120,38 +110,22 @@ class Agent:
 
     def death(self) -> Publish:
         """The last will of this session."""
-        status = Status(device=self._me.device, session=self._me.session, seq=2**62, online=False)
-        return Publish(self._topics.status(self._me.device), encode(status), topics.STATUS)
+        return self._voice.death()
 
     def handle(self, event: AgentEvent, now_seconds: float, wall_ns: int) -> list[Action]:
         """What to do about ``event``, in order. ``now_seconds`` is monotonic, ``wall_ns`` since 1970."""
-        return self._decide(event, now_seconds, wall_ns) + self._follow_up(event, now_seconds)
+        decided = self._decide(event, now_seconds, wall_ns)
+        if any(isinstance(action, Save) and action.needed for action in decided):
+            return decided  # what follows from a state waits until it is `Saved`
+        return decided + self._follow_up(event, now_seconds)
 
     def _decide(  # noqa: PLR0911 (one per event)
         self, event: AgentEvent, now_seconds: float, wall_ns: int
     ) -> list[Action]:
+        """What concerns the models: which one serves, is tried or is fetched."""
         match event:
             case Started():
                 return self._started(wall_ns)
-            case Connected():
-                self._connected = True
-                self._reported = None
-                return []
-            case Disconnected():
-                self._connected = False
-                self._in_flight.clear()
-                return []
-            case MessageArrived():
-                return self._arrived(event, now_seconds, wall_ns)
-            case WindowClosed():
-                self._loaded(event.digest)
-                return self._window(event, now_seconds, wall_ns)
-            case Sent():
-                self._in_flight.update(dict.fromkeys(event.keys, now_seconds + ACK_TIMEOUT_SECONDS))
-                return []
-            case UpdatePhase():
-                self._phase = (event.phase, event.digest)
-                return []
             case UpdateEnded():
                 return self._update_ended(event, now_seconds, wall_ns)
             case Served():
@@ -159,8 +133,38 @@ class Agent:
                 return self._served(event, now_seconds, wall_ns)
             case ServeFailed():
                 return self._serve_failed(event, now_seconds, wall_ns)
+            case Unsaved():
+                return self._unsaved(event, now_seconds, wall_ns)
             case Ticked():
                 return self._reload(now_seconds)
+            case _:
+                return self._tell(event, now_seconds, wall_ns)
+
+    def _tell(self, event: AgentEvent, now_seconds: float, wall_ns: int) -> list[Action]:
+        """What is said, heard or remembered."""
+        match event:
+            case Connected():
+                self._connected = True
+                self._reported = None
+            case Disconnected():
+                self._connected = False
+                self._in_flight.clear()
+            case MessageArrived():
+                return self._arrived(event, now_seconds, wall_ns)
+            case WindowClosed():
+                self._loaded(event.digest)
+                return self._window(event, now_seconds, wall_ns)
+            case Sent():
+                self._in_flight.update(dict.fromkeys(event.keys, now_seconds + ACK_TIMEOUT_SECONDS))
+            case UpdatePhase():
+                self._phase = (event.phase, event.digest)
+            case Noticed():
+                return self._complain(event.name, now_seconds, wall_ns, **dict(event.detail))
+            case GapFound():
+                return [self._note(event.name, wall_ns, **dict(event.detail))]
+            case ClockChanged():
+                self._clock = "synced" if event.synced else "unsynced"
+        return []
 
     def _follow_up(self, event: AgentEvent, now_seconds: float) -> list[Action]:
         actions: list[Action] = []
@@ -181,11 +185,9 @@ class Agent:
 
     # ── what leaves ────────────────────────────────────────────────────────────────────────────────────
 
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
-
-    def _report(self) -> ModelReport:
+    @property
+    def report(self) -> ModelReport:
+        """How the model stands; may be read from any thread."""
         s = self._slots
         if (
             s.trial is not None
@@ -212,30 +214,15 @@ class Agent:
         )
 
     def _birth(self) -> list[Action]:
-        models = (self._report(),)
-        if models == self._reported:
+        reported = (self._clock, self.report)
+        if reported == self._reported:
             return []
-        self._reported = models
-        status = Status(
-            device=self._me.device,
-            session=self._me.session,
-            seq=self._next_seq(),
-            online=True,
-            attributes=tuple(sorted({**dict(self._me.attributes), "cohort": self._me.cohort}.items())),
-            models=models,
-        )
-        return [Publish(self._topics.status(self._me.device), encode(status), topics.STATUS)]
+        self._reported = reported
+        clock, report = reported
+        return [self._voice.birth((report,), clock)]
 
     def _note(self, name: str, wall_ns: int, **detail: str) -> Append:
-        event = Event(
-            device=self._me.device,
-            session=self._me.session,
-            seq=self._next_seq(),
-            wall_ns=wall_ns,
-            name=name,
-            detail=tuple(sorted((k, lifecycle.brief(v)) for k, v in detail.items())),
-        )
-        return Append(event.session, event.seq, self._topics.event(event.device), encode(event))
+        return self._voice.note(name, wall_ns, **detail)
 
     def _complain(self, name: str, now_seconds: float, wall_ns: int, **detail: str) -> list[Action]:
         noted_at, count = self._complaints.get(name, (-math.inf, 0))
@@ -244,28 +231,8 @@ class Agent:
         return [self._note(name, wall_ns, count=str(count + 1), **detail)] if due else []
 
     def _window(self, seen: WindowClosed, now_seconds: float, wall_ns: int) -> list[Action]:
-        seq = self._next_seq()
-        window = Window(
-            device=self._me.device,
-            session=self._me.session,
-            seq=seq,
-            seq_lo=seq,
-            model=self._me.model,
-            digest=seen.digest,
-            start_ns=seen.start_ns,
-            end_ns=seen.end_ns,
-            synced=seen.synced,
-            profile=seen.profile,
-            latency=seen.latency,
-            health=seen.health,
-            refused=seen.refused,
-            failed=seen.failed,
-            labelled=seen.labelled,
-            correct=seen.correct,
-        )
-        topic = self._topics.window(window.device, window.model)
         try:
-            return [Append(window.session, seq, topic, encode(window))]
+            return [self._voice.window(seen)]
         except ContractError as e:
             return self._complain("window_dropped", now_seconds, wall_ns, reason=str(e))
 
@@ -273,8 +240,9 @@ class Agent:
 
     def _started(self, wall_ns: int) -> list[Action]:
         before = self._slots.trial
-        actions: list[Action] = [self._note("started", wall_ns, serving=self._slots.serving or "")]
-        actions += self._activate()
+        # To serve comes first: keeping a record waits for the disk.
+        note = self._note("started", wall_ns, serving=self._slots.serving or "")
+        actions = [*self._activate(), note]
         if before is not None and self._slots.trial is None:
             self._garbage = True
             actions.append(self._ended_note("rolled_back", before.digest, wall_ns))
@@ -315,9 +283,9 @@ class Agent:
         stale = claimed.revision < self._slots.floor(me.cohort)
         if stale or signed in self._offers or signed in (self._followed, self._refused):
             return
+        if len(self._offers) == MAX_OFFERS:  # late ones make room for the newest, claims for what came now
+            del self._offers[min(self._offers, key=self._offers.__getitem__)]
         self._offers[signed] = claimed.revision
-        if len(self._offers) > MAX_OFFERS:
-            del self._offers[next(iter(self._offers))]  # the one that came first
 
     def _start_update(self) -> StartUpdate:
         self._updating = max(self._offers, key=self._offers.__getitem__)
@@ -362,13 +330,13 @@ class Agent:
         if event.ok:
             return self._follow(release, event, now_seconds, wall_ns)
         if event.digest is None:
-            return [Save(self._slots), *self._complain("release_refused", now_seconds, wall_ns, **why)]
+            return [self._keep(), *self._complain("release_refused", now_seconds, wall_ns, **why)]
         return self._refuse(event.digest, release.attempt, event.reason, wall_ns)
 
     def _refuse(self, digest: Digest, attempt: int, reason: str, wall_ns: int) -> list[Action]:
         self._slots = lifecycle.refuse(self._slots, digest, attempt=attempt, reason=reason)
         self._garbage = True
-        return [Save(self._slots), self._ended_note("refused", digest, wall_ns)]
+        return [self._keep(), self._ended_note("refused", digest, wall_ns)]
 
     def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         s = self._slots
@@ -389,7 +357,7 @@ class Agent:
                 # The device's own state moved while the child worked (a trial ended): ask again.
                 self._offers[self._followed] = release.revision
                 self._back_off(now_seconds)
-                return [Save(s)]
+                return [self._keep()]
             self._broken.discard(digest)
             if digest == s.committed:
                 return self._change("repaired", lifecycle.withdraw(s), release, wall_ns)
@@ -397,7 +365,7 @@ class Agent:
             return self._change("trial", trial, release, wall_ns)
         if action == "skip_quarantined" and digest is not None and s.outcome_digest != digest:
             return self._refuse(digest, release.attempt, "quarantined here by an earlier rollout", wall_ns)
-        return [Save(s)]
+        return [self._keep()]
 
     def _change(self, how: str, slots: SlotState, release: Release, wall_ns: int) -> list[Action]:
         self._slots, self._garbage = slots, True
@@ -406,10 +374,33 @@ class Agent:
 
     def _activate(self) -> list[Action]:
         """Durable first, then load: a crash while loading is counted against the trial."""
-        self._slots = lifecycle.activate(self._slots)
-        self._cpu_before = self._slots.trial.cpu if self._slots.trial else LatencyHistogram()
+        self._uncounted = False
+        before, self._slots = self._slots, lifecycle.activate(self._slots)
+        trial = self._slots.trial
+        self._cpu_before = trial.cpu if trial else LatencyHistogram()
         self._progress_saved_at = -math.inf
-        return [Save(self._slots), Serve(self._slots.serving)]
+        ended = before.trial is not None and trial is None  # out of starts
+        return [self._keep() if ended else Save(self._slots), Serve(self._slots.serving)]
+
+    def _keep(self) -> Save:
+        """What steps back to a verified model, or only remembers, does not wait for the disk."""
+        return Save(self._slots, needed=False)
+
+    def _unsaved(self, event: Unsaved, now_seconds: float, wall_ns: int) -> list[Action]:
+        """What was decided did not happen: the state on disk stays the truth, and it is tried again later."""
+        wanted, self._slots, self._garbage = self._slots, event.saved, False
+        noted = self._complain("state_unsaved", now_seconds, wall_ns, reason=event.reason)
+        if self._followed:  # what the disk has may be older than the last release, too
+            self._offers[self._followed] = wanted.revision
+            self._back_off(now_seconds)
+        trial = event.saved.trial
+        if trial is not None and wanted.committed == trial.digest:
+            self._commit_at = now_seconds + SAVE_SECONDS
+        elif trial is not None and wanted.trial is not None and wanted.trial.digest == trial.digest:
+            # A start that the disk did not count could be repeated for ever: what was committed serves meanwhile.
+            self._uncounted, self._reload_at = True, now_seconds + SAVE_SECONDS
+            return [Serve(event.saved.committed), *noted]
+        return noted
 
     # ── what serves ────────────────────────────────────────────────────────────────────────────────────
 
@@ -432,18 +423,18 @@ class Agent:
             problems += breaches(allowed, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
         if problems:
             return self._roll_back("; ".join(problems), trial.digest, wall_ns)
-        if judged and trial.progressed and trial.passed:
+        if judged and trial.progressed and trial.passed and now_seconds >= self._commit_at:
             self._slots, self._garbage = lifecycle.commit(self._slots), True
             return [Save(self._slots), self._ended_note("committed", trial.digest, wall_ns)]
         if trial == before or now_seconds < self._progress_saved_at + PROGRESS_SECONDS:
             return []
         self._progress_saved_at = now_seconds
-        return [Save(self._slots)]
+        return [self._keep()]
 
     def _roll_back(self, reason: str, digest: Digest, wall_ns: int) -> list[Action]:
         self._slots, self._garbage = lifecycle.fail(self._slots, reason), True
         return [
-            Save(self._slots),
+            self._keep(),
             Serve(self._slots.serving),
             self._ended_note("rolled_back", digest, wall_ns),
         ]
@@ -461,12 +452,13 @@ class Agent:
         self._slots = lifecycle.broken(self._slots, event.digest, event.reason)
         if self._slots.serving == event.digest:
             # Nothing to fall back to: load it again after a while, and have it fetched again meanwhile.
-            self._load_failures += 1
-            self._reload_at = now_seconds + next_delay_seconds(self._load_failures, self._rng)
-            self._retry_at = self._reload_at
+            if self._reload_at is None:  # who says so again and again must not put it off
+                self._load_failures += 1
+                self._reload_at = now_seconds + next_delay_seconds(self._load_failures, self._rng)
+                self._retry_at = self._reload_at
         else:
             self._garbage = True
-            actions = [Save(self._slots), Serve(self._slots.serving), *actions]
+            actions = [self._keep(), Serve(self._slots.serving), *actions]
         if self._followed:
             self._offers[self._followed] = self._slots.revision
         return actions
@@ -481,7 +473,7 @@ class Agent:
         if self._reload_at is None or now_seconds < self._reload_at:
             return []
         self._reload_at = None
-        return [Serve(self._slots.serving)]
+        return self._activate() if self._uncounted else [Serve(self._slots.serving)]
 
     def _ended_note(self, how: str, digest: Digest, wall_ns: int) -> Append:
         return self._note(how, wall_ns, digest=digest, reason=self._slots.reason, rollout=self._slots.rollout)

@@ -1,5 +1,6 @@
-"""How long to wait before trying again."""
+"""How long to wait before trying again, and whether it is time."""
 
+import math
 import random
 
 
@@ -10,3 +11,18 @@ def next_delay_seconds(attempt: int, rng: random.Random, *, base: float = 0.5, c
     "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     return rng.uniform(0.0, min(cap, base * 2.0 ** min(attempt, 32)))
+
+
+class Every:
+    """Says when a period has passed; the first time at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = -math.inf
+
+    def due(self, now_seconds: float) -> bool:
+        """Whether it is time again; ``now_seconds`` is monotonic."""
+        if now_seconds < self._next:
+            return False
+        self._next = now_seconds + self._seconds
+        return True

@@ -1,10 +1,15 @@
-"""Whether what a model costs lies within what was declared."""
+"""Whether what a model costs lies within what was declared, and what to do when the whole process costs too much.
+
+`Budget` and the functions on it judge a model, before and during its trial. `Limits` and `Guard` watch the process.
+"""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.messages import Health
 
 MIN_COMPARED: Final = 50
 COMPARED_FACTOR: Final = 2.0
@@ -81,3 +86,252 @@ def breaches(budget: Budget, *, predict_p99_ns: float, rss_bytes: int) -> list[s
             f"RSS of {rss_bytes / 1e6:.1f} MB is above the budget of {budget.rss_bytes / 1e6:.1f} MB"
         )
     return found
+
+
+# ── the process ────────────────────────────────────────────────────────────────────────────────────────
+
+HARD_ACTIONS: Final = ("report", "shed", "smaller_batch", "roll_back")
+HARD_SHARE: Final = 0.9
+"""Of the control group's memory limit: the kernel kills at the limit, so ours comes first."""
+SOFT_SHARE: Final = 0.9
+"""Of the hard limit, where no soft one is declared."""
+CALM_SHARE: Final = 0.95
+"""A soft limit counts as kept again below this share of it, so that a figure on the line is not an event a second."""
+CALM_MC: Final = 3_000
+CPU_SPAN_NS: Final = 60_000_000_000
+STEP_NS: Final = 10_000_000_000
+"""How long an action may take to show in the resident memory before the next, harder one."""
+GIVE_UP_NS: Final = 600_000_000_000
+"""How long rows are shed in vain before the process gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the process may use; 0 means no limit. ``cpu_soft_ppm`` is a share of one core over a minute.
+
+    Passing a soft limit is an event. Passing ``rss_bytes``, the hard one, has ``on_hard`` done beside the event, until
+    resident memory is below ``rss_soft_bytes`` again: ``shed`` answers rows with an error, ``smaller_batch`` halves the
+    largest batch, ``roll_back`` ends the running trial, ``report`` does nothing more.
+
+    Raises `ConfigError` for an unknown action or a soft limit above the hard one.
+    """
+
+    rss_soft_bytes: int = 0
+    rss_bytes: int = 0
+    cpu_soft_ppm: int = 0
+    temperature_soft_mc: int = 0
+    on_hard: str = "report"
+
+    def __post_init__(self) -> None:
+        if self.on_hard not in HARD_ACTIONS:
+            raise ConfigError(
+                f"a hard limit's action is one of {', '.join(HARD_ACTIONS)}, not {self.on_hard!r}"
+            )
+        if self.rss_bytes and self.rss_soft_bytes > self.rss_bytes:
+            raise ConfigError(
+                f"the soft limit of {_mb(self.rss_soft_bytes)} is above the hard limit of {_mb(self.rss_bytes)}"
+            )
+
+    def within(self, memory_limit_bytes: int) -> "Limits":
+        """These limits, completed for a control group with this memory limit (0: none).
+
+        The hard limit is `HARD_SHARE` of the group's, or the declared one where that is stricter: whatever grows slower
+        than the guard looks is acted on and reported before the kernel kills for it. A soft limit that was not
+        declared, or that lies above the hard one now, is `SOFT_SHARE` of the hard one.
+        """
+        hard = _stricter(self.rss_bytes, int(HARD_SHARE * memory_limit_bytes))
+        soft = self.rss_soft_bytes
+        if hard and not 0 < soft <= hard:
+            soft = int(SOFT_SHARE * hard)
+        return replace(self, rss_soft_bytes=soft, rss_bytes=hard)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitPassed:
+    """Say that a limit was passed: ``limit`` is ``rss_soft``, ``rss``, ``cpu_soft`` or ``temperature_soft``."""
+
+    limit: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitKept:
+    """Say that a limit which had been passed is kept again."""
+
+    limit: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """Answer rows with an error from now on, or no longer."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetBatch:
+    """Run no more than this many rows at once; 0 means as many as come."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndTrial:
+    """Roll the running trial back for this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End the process and have it started again: shedding did not help, so what fills the memory is not the rows."""
+
+    reason: str
+
+
+Decision = LimitPassed | LimitKept | Shed | SetBatch | EndTrial | GiveUp
+
+
+class Guard:
+    """Watches the process: feed it what that uses, perform what it decides. Time is the uptime it is fed.
+
+    Each limit that is passed is one `LimitPassed`, and one `LimitKept` when it is kept again; between them nothing is
+    said, however the figure moves. The hard limit's action is decided once. Where it does not help within `STEP_NS`,
+    the next one follows: batches are halved down to single rows, and after that, or after a trial was rolled back, rows
+    are shed; when `GIVE_UP_NS` of that were in vain the process should end. ``report`` has no next one. What was
+    decided is undone when resident memory is below the soft limit.
+
+    ``max_batch`` is the configured one, to halve from and to return to; where it is 0, batches count as `UNBOUNDED`.
+    """
+
+    UNBOUNDED: Final = 4096
+
+    def __init__(self, limits: Limits, *, max_batch: int = 0) -> None:
+        self._limits: Final = limits
+        self._whole_batch: Final = max_batch
+        self._batch = max_batch or self.UNBOUNDED
+        self._soft = False
+        self._hard = False
+        self._hot = False
+        self._busy = False
+        self._shedding = False
+        self._acted_ns = 0
+        self._cpu: tuple[int, int] | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What it holds the process to."""
+        return self._limits
+
+    @property
+    def over(self) -> str:
+        """``hard`` or ``soft`` while that limit of the resident memory is passed, else ""."""
+        return "hard" if self._hard else "soft" if self._soft else ""
+
+    def observe(self, health: Health, *, on_trial: bool) -> list[Decision]:
+        """What to do about ``health``, in order; ``on_trial`` is whether a trial runs. Figures of 0 are unknown."""
+        decisions: list[Decision] = []
+        if health.rss_bytes:
+            decisions += self._memory(health, on_trial=on_trial)
+        if self._limits.temperature_soft_mc and health.temperature_mc:
+            decisions += self._heat(health.temperature_mc)
+        if self._limits.cpu_soft_ppm and health.uptime_ns:
+            decisions += self._work(health)
+        return decisions
+
+    # ── memory ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _memory(self, health: Health, *, on_trial: bool) -> list[Decision]:
+        limits, rss_bytes = self._limits, health.rss_bytes
+        soft, hard = limits.rss_soft_bytes, limits.rss_bytes
+        decisions: list[Decision] = []
+        if soft and not self._soft and rss_bytes > soft:
+            self._soft = True
+            decisions.append(
+                LimitPassed("rss_soft", f"RSS of {_mb(rss_bytes)} is above the soft limit of {_mb(soft)}")
+            )
+        if hard and rss_bytes > hard:
+            reason = f"RSS of {_mb(rss_bytes)} is above the hard limit of {_mb(hard)}"
+            if not self._hard:
+                self._hard = True
+                decisions.append(LimitPassed("rss", reason))
+                decisions += self._act(health.uptime_ns, reason, on_trial=on_trial, first=True)
+            elif health.uptime_ns >= self._acted_ns + STEP_NS:
+                decisions += self._act(health.uptime_ns, reason, on_trial=on_trial, first=False)
+        if self._hard and rss_bytes < (soft or CALM_SHARE * hard):
+            self._hard = False
+            decisions += self._undo()
+            decisions.append(LimitKept("rss", f"RSS is {_mb(rss_bytes)} again"))
+        if self._soft and rss_bytes < CALM_SHARE * soft:
+            self._soft = False
+            decisions.append(LimitKept("rss_soft", f"RSS is {_mb(rss_bytes)} again"))
+        return decisions
+
+    def _act(self, uptime_ns: int, reason: str, *, on_trial: bool, first: bool) -> list[Decision]:
+        action = self._limits.on_hard
+        if action == "report":
+            return []
+        if self._shedding:
+            in_vain = uptime_ns >= self._acted_ns + GIVE_UP_NS
+            return (
+                [GiveUp(f"{reason} after {GIVE_UP_NS // 60_000_000_000} minutes without a row")]
+                if in_vain
+                else []
+            )
+        self._acted_ns = uptime_ns
+        if action == "smaller_batch" and self._batch > 1:
+            self._batch //= 2
+            return [SetBatch(self._batch)]
+        if action == "roll_back" and first and on_trial:
+            return [EndTrial(reason)]
+        self._shedding = True
+        return [Shed(on=True)]
+
+    def _undo(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        if self._shedding:
+            self._shedding = False
+            decisions.append(Shed(on=False))
+        if self._batch != (self._whole_batch or self.UNBOUNDED):
+            self._batch = self._whole_batch or self.UNBOUNDED
+            decisions.append(SetBatch(self._whole_batch))
+        return decisions
+
+    # ── heat and work ──────────────────────────────────────────────────────────────────────────────────
+
+    def _heat(self, temperature_mc: int) -> list[Decision]:
+        limit = self._limits.temperature_soft_mc
+        degrees = f"{temperature_mc / 1e3:.1f} °C"
+        if not self._hot and temperature_mc > limit:
+            self._hot = True
+            return [
+                LimitPassed("temperature_soft", f"{degrees} is above the soft limit of {limit / 1e3:.1f} °C")
+            ]
+        if self._hot and temperature_mc < limit - CALM_MC:
+            self._hot = False
+            return [LimitKept("temperature_soft", f"{degrees} again")]
+        return []
+
+    def _work(self, health: Health) -> list[Decision]:
+        """Judges whole spans that follow one another, so that a burst of a second is not an event."""
+        if self._cpu is None:
+            self._cpu = health.uptime_ns, health.cpu_ns
+        since_ns, spent_ns = self._cpu
+        span_ns = health.uptime_ns - since_ns
+        if span_ns < CPU_SPAN_NS:
+            return []
+        self._cpu = health.uptime_ns, health.cpu_ns
+        share_ppm, limit = (health.cpu_ns - spent_ns) * 1_000_000 // span_ns, self._limits.cpu_soft_ppm
+        percent = f"{share_ppm / 1e4:.1f} % of a core"
+        if not self._busy and share_ppm > limit:
+            self._busy = True
+            return [LimitPassed("cpu_soft", f"{percent} is above the soft limit of {limit / 1e4:.1f} %")]
+        if self._busy and share_ppm < CALM_SHARE * limit:
+            self._busy = False
+            return [LimitKept("cpu_soft", f"{percent} again")]
+        return []
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

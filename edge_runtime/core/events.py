@@ -53,6 +53,7 @@ class WindowClosed:
     profile: Profile
     latency: LatencyHistogram
     health: Health
+    queueing: LatencyHistogram = field(default_factory=LatencyHistogram)
     refused: tuple[tuple[str, int], ...] = ()
     failed: int = 0
     labelled: int = 0
@@ -116,6 +117,42 @@ class ServeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """A `Save` that was needed is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """The disk refused a `Save` that was needed: ``saved`` is what it still holds. What came after was not done."""
+
+    saved: SlotState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something on the device that the centre should know of; the same name is told once a minute at most."""
+
+    name: str
+    detail: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GapFound:
+    """Records were merged or lost; unlike what is `Noticed`, this is told every time."""
+
+    name: str
+    detail: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockChanged:
+    """The wall clock can be trusted from now on, or no longer."""
+
+    synced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed."""
 
@@ -131,6 +168,11 @@ AgentEvent = (
     | UpdateEnded
     | Served
     | ServeFailed
+    | Saved
+    | Unsaved
+    | Noticed
+    | GapFound
+    | ClockChanged
     | Ticked
 )
 
@@ -140,9 +182,14 @@ AgentEvent = (
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Make the state durable before the next action is performed."""
+    """Make the state durable before the next action is performed.
+
+    ``needed``: the actions after it must not be performed without it. It is answered with `Saved`, or with `Unsaved`
+    when the disk refuses. Otherwise they are performed anyway, and saving is tried again.
+    """
 
     slots: SlotState
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,9 @@ def test_data_travels_with_the_code(wheel, repository):
         for path in (repository / "trainer" / "data").rglob("*")
         if path.suffix in {".npz", ".csv", ".json"}
     ]
-    configs = list((repository / "device_configs").glob("*.toml"))
+    configs = [path for path in (repository / "device_configs").iterdir() if path.is_file()]
     assert data
-    assert configs
+    assert {path.suffix for path in configs} == {".toml", ".json", ".service"}
     assert {str(path.relative_to(repository)) for path in data + configs} <= names
 
 
@@ -57,7 +57,7 @@ def test_the_commands_point_at_functions_that_exist(wheel, tmp_path):
     parser = configparser.ConfigParser()
     parser.read_string(entry_points.read_text(encoding="utf-8"))
     commands = dict(parser["console_scripts"])
-    assert commands == {"skiff": "cli.main:main", "skiffd": "edge_runtime.daemon:main"}
+    assert commands == {"skiff": "cli.main:main", "skiffd": "edge_runtime.skiffd:main"}
     script = (
         "import importlib, json, sys; from importlib.resources import files\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"  # before the checkout that an editable install adds

@@ -65,3 +65,19 @@ def test_the_contract_loads_neither_engine_nor_link():
 def test_the_version_costs_nothing():
     before = loaded_by("json")
     assert loaded_by("edge_runtime") - before == {"edge_runtime"}
+
+
+UNUSED = {"argparse", "difflib", "email", "http", "psutil", "subprocess", "zipfile"}
+"""Half a megabyte to a megabyte each, for what a device that serves does not need, or seldom."""
+
+
+def test_the_daemon_loads_what_it_seldom_needs_when_it_needs_it():
+    assert not loaded_by("edge_runtime.skiffd", "edge_runtime.daemon") & UNUSED
+
+
+def test_what_paho_was_spared_is_whole_for_others():
+    script = "import edge_runtime.link, urllib.request; print(urllib.request.Request('http://x/').host)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "x\n"

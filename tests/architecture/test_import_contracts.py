@@ -37,7 +37,7 @@ def test_every_contract_holds(repository):
         ("edge_runtime/daemon.py", "import edge_runtime.updater", "Device:"),
         ("edge_runtime/runtime.py", "import onnxruntime", "onnxruntime:"),
         ("edge_runtime/core/windowing.py", "import time", "Cores have no clock"),
-        ("edge_runtime/config.py", "import pydantic", "The device loads no training"),
+        ("edge_runtime/config/__init__.py", "import pydantic", "The device loads no training"),
         ("trainer/fit.py", "import edge_runtime.engine", "The trainer knows the device"),
         ("aggregator/core/drift.py", "import aggregator.adapters.ledger", "Aggregator:"),
         ("converters/parity.py", "from rich import table", "typer and rich"),

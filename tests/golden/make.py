@@ -1,7 +1,8 @@
 """Writes the golden bytes: ``python -m tests.golden.make`` from the root of the checkout.
 
-Files of a released major are kept for ever: fleets are never all on one version. Run this for a new value or a new
-major only; `test_golden_bytes.py` fails when an existing file would change.
+Files of every version are kept for ever: fleets are never all on one version. Run this for a new value or a new
+version only; `test_golden_bytes.py` fails when an existing file would change. What minor 0 wrote cannot be made again:
+it stands in its folder as it was.
 """
 
 import json
@@ -12,7 +13,8 @@ from edge_runtime.contract import ids, release
 from edge_runtime.contract.codec import encode
 from tests.golden import values
 
-FOLDER: Final = Path(__file__).parent / "v1"
+MINOR_0: Final = Path(__file__).parent / "v1"
+FOLDER: Final = Path(__file__).parent / "v1.1"
 DEVICES: Final = ("watch-01-left", "watch-02-left", "a", "z" * 64)
 ROLLOUTS: Final = ("r-1", "r-2")
 

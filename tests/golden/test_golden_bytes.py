@@ -1,4 +1,4 @@
-"""Bytes written by version 1 of the contract: today's code reads them, and writes the same."""
+"""Bytes written by every minor of version 1 of the contract: today's code reads them all, and writes the newest."""
 
 import json
 
@@ -6,29 +6,52 @@ import msgpack
 import pytest
 
 from edge_runtime.contract import release
-from edge_runtime.contract.codec import _READERS, decode, encode, unpack_counts
+from edge_runtime.contract.codec import _READERS, MINOR, WINDOW, decode, encode
+from edge_runtime.contract.packing import unpack_counts
 from tests.golden import make, values
+
+COUNTS = WINDOW.index("counts")
 
 
 def kept(name):
     return (make.FOLDER / name).read_bytes()
 
 
-def inflated(data):
-    """The envelope with deflated counts unpacked: another zlib may compress the same counts to other bytes."""
+def unpacked(data):
+    """The envelope with its counts unpacked: another zlib may compress the same counts to other bytes."""
     envelope = msgpack.unpackb(data)
-    if "profile" in envelope[6]:
-        envelope[6]["profile"]["counts"] = unpack_counts(envelope[6]["profile"]["counts"]).tolist()
+    if envelope[2] == 2:
+        envelope[6][COUNTS] = unpack_counts(envelope[6][COUNTS]).tolist()
     return envelope
 
 
 def test_every_file_is_one_that_is_written():
     assert {path.name for path in make.FOLDER.iterdir()} == set(make.files())
+    assert {f"{name}.msgpack" for name in values.MINOR_0} == {p.name for p in make.MINOR_0.glob("*.msgpack")}
 
 
 def test_every_kind_has_golden_bytes():
-    kinds = {msgpack.unpackb(kept(f"{name}.msgpack"))[2] for name in values.MESSAGES}
-    assert kinds == set(_READERS)
+    for folder, names, minor in ((make.MINOR_0, values.MINOR_0, 0), (make.FOLDER, values.MESSAGES, MINOR)):
+        heads = [msgpack.unpackb((folder / f"{name}.msgpack").read_bytes())[:3] for name in names]
+        assert {kind for _, _, kind in heads} == set(_READERS)
+        assert {(major, found) for major, found, _ in heads} == {(1, minor)}
+
+
+@pytest.mark.parametrize("name", values.MINOR_0)
+def test_what_minor_0_wrote_is_read(name):
+    assert decode((make.MINOR_0 / f"{name}.msgpack").read_bytes()) == values.MINOR_0[name]
+
+
+@pytest.mark.parametrize("name", ["release.json", "facts.json"])
+def test_what_minor_0_signed_and_computed_has_not_changed(name):
+    assert (make.MINOR_0 / name).read_bytes() == kept(name)
+
+
+def test_the_schemes_of_counts_that_are_written_all_have_golden_bytes():
+    windows = [
+        msgpack.unpackb(kept(f"{name}.msgpack")) for name in values.MESSAGES if name.startswith("window")
+    ]
+    assert {envelope[6][COUNTS][0] for envelope in windows} == {1, 9}
 
 
 @pytest.mark.parametrize("name", values.MESSAGES)
@@ -39,9 +62,9 @@ def test_kept_bytes_are_read(name):
 @pytest.mark.parametrize("name", values.MESSAGES)
 def test_the_same_bytes_are_written(name):
     written = encode(values.MESSAGES[name])
-    assert inflated(written) == inflated(kept(f"{name}.msgpack"))
-    # Beside the deflated counts the encoding leaves no choice: same values in the same order, same bytes.
-    assert msgpack.packb(inflated(written)) == msgpack.packb(inflated(kept(f"{name}.msgpack")))
+    assert unpacked(written) == unpacked(kept(f"{name}.msgpack"))
+    # Beside the packed counts the encoding leaves no choice: same values in the same order, same bytes.
+    assert msgpack.packb(unpacked(written)) == msgpack.packb(unpacked(kept(f"{name}.msgpack")))
     if not name.startswith("window"):
         assert written == kept(f"{name}.msgpack")
 

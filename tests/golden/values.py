@@ -1,4 +1,7 @@
-"""The values behind the golden bytes of contract major 1. Never change one: add another beside it."""
+"""The values behind the golden bytes of contract major 1. Never change one: add another beside it.
+
+`MINOR_0` were the messages when minor 0 was written, `MESSAGES` are those of today.
+"""
 
 from typing import Final
 
@@ -61,7 +64,7 @@ WINDOW: Final = messages.Window(
     correct=9,
 )
 
-MESSAGES: Final[dict[str, Message]] = {
+MINOR_0: Final[dict[str, Message]] = {
     "status-birth": messages.Status(
         device=DEVICE,
         session=SESSION,
@@ -116,6 +119,63 @@ MESSAGES: Final[dict[str, Message]] = {
     "signed-release": messages.SignedRelease(
         payload=b'{"schema":1}', signatures=(("5e" * 32, bytes(range(64))),)
     ),
+}
+
+
+def _long_profile() -> Profile:
+    """Columns alike, with many rows: counters in step."""
+    spec = CellSpec(
+        tuple(FeatureCells(f"f{j}", tuple(float(edge) for edge in range(12))) for j in range(20)),
+        FeatureCells("score", (0.5, 0.75)),
+        2,
+    )
+    i = np.arange(600)[:, None]
+    rows = ((i * i + 7 * i * np.arange(20) + np.arange(20)) % 131 / 10 - 1).astype(np.float32)
+    top = (0.5 + (i[:, 0] % 64) / 128).astype(np.float32)
+    binner = Binner(spec, probabilities=True)
+    binner.observe(rows, np.zeros(600, np.int64), np.stack([top, 1 - top], axis=1))
+    return binner.take()
+
+
+MERGED: Final = messages.Window(
+    device=DEVICE,
+    session=SESSION,
+    seq=700,
+    seq_lo=650,
+    model=MODEL,
+    digest=FIRST,
+    start_ns=1_760_000_000_000_000_000,
+    end_ns=1_759_999_000_000_000_000,  # the clock was set back
+    synced=False,
+    profile=_long_profile(),
+    latency=observe_ns(np.arange(1, 601, dtype=np.int64) * 100),
+    queueing=observe_ns(np.arange(0, 600, dtype=np.int64) * 7),
+    health=messages.Health(
+        rss_bytes=61_000_000,
+        peak_rss_bytes=80_000_000,
+        cpu_ns=12_000_000_000,
+        uptime_ns=86_400_000_000_000,
+        pss_bytes=55_000_000,
+        memory_limit_bytes=2**27,
+        memory_pressure_ppm=1200,
+        minor_faults=123_456,
+        major_faults=321,
+        temperature_mc=61_300,
+        throttled=2,
+    ),
+    refused=(("shed", 12),),
+    failed=1,
+    labelled=20,
+    correct=18,
+    windows=17,
+)
+
+MESSAGES: Final[dict[str, Message]] = {
+    **MINOR_0,
+    "status-restarted": messages.Status(
+        device=DEVICE, session=SESSION, seq=2, online=True, last_exit="killed", restarts=3, clock="unsynced"
+    ),
+    "window-merged": MERGED,
 }
 
 RELEASE: Final = Release(

@@ -1,20 +1,16 @@
 """The link against a real Mosquitto, and against a broker that misbehaves."""
 
 import logging
+import select
 import socket
 import threading
 import time
-from typing import Any
 
-import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.topics import Delivery
 from edge_runtime.link import (
-    MAX_OUTSTANDING,
-    MAX_PACKET_BYTES,
     Broker,
     Connected,
     Delivered,
@@ -23,78 +19,24 @@ from edge_runtime.link import (
     Outgoing,
     Received,
 )
+from edge_runtime.mqtt.client import MAX_IN_FLIGHT, MAX_OUTSTANDING, SESSION_SECONDS
+from edge_runtime.mqtt.packets import MAX_PACKET_BYTES
 from tests.services import Mosquitto, find_mosquitto, free_port
 from tests.support.certificates import Authority
-from tests.support.fake_broker import CONNACK, REFUSED, FakeBroker, silent
-
-WAIT_SECONDS = 15.0
-PLAIN = Delivery(1, False)
-RETAINED = Delivery(1, True)
-ONCE = Delivery(0, False)
+from tests.support.fake_broker import BAD_VERSION, MQTT5, NOT_AUTHORISED, FakeBroker, message, silent
+from tests.support.links import ONCE, PLAIN, RETAINED, WAIT_SECONDS, Links, deliver, nothing, settle, until
 
 
-class Links:
-    """Links of one test, all stopped at its end."""
-
-    def __init__(self, broker):
-        self.broker = broker
-        self._open: list[Link] = []
-
-    def make(self, client_id, **options) -> Any:
-        broker = options.pop("broker", None) or Broker(host=self.broker.host, port=self.broker.port)
-        link = Link(broker, client_id=client_id, delay=options.pop("delay", lambda _: 0.02), **options)
-        self._open.append(link)
-        return link
-
-    def connect(self, client_id, *topics, settled=True, **options) -> Any:
-        """A link that is connected and, unless the first messages matter, whose subscriptions are in force."""
-        link = self.make(client_id, **options)
-        for topic in topics:
-            link.subscribe(topic)
-        link.start()
-        until(link, Connected)
-        if topics and settled:
-            settle(link)
-        return link
-
-    def close(self):
-        for link in self._open:
-            link.stop(WAIT_SECONDS)
-            assert not link._thread.is_alive()
+@pytest.fixture(params=["3.1.1", "5"])
+def protocol(request):
+    return request.param
 
 
 @pytest.fixture
-def links(mosquitto):
-    made = Links(mosquitto)
+def links(mosquitto, protocol):
+    made = Links(mosquitto, protocol)
     yield made
     made.close()
-
-
-def settle(link):
-    """Returns when the broker has done what this link asked before: it works through its packets in order."""
-    deliver(link, "settled", b"")
-
-
-def until(link, kind, **fields):
-    """The next event of a kind, with these fields; others before it are passed over."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        event = link.poll(left)
-        if isinstance(event, kind) and all(getattr(event, name) == value for name, value in fields.items()):
-            return event
-    raise AssertionError(f"no {kind.__name__} {fields} within {WAIT_SECONDS} s")
-
-
-def nothing(link, kind, seconds=0.3):
-    """No event of a kind comes for a while."""
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        assert not isinstance(link.poll(left), kind)
-
-
-def deliver(link, topic, payload, delivery=PLAIN):
-    token = link.publish(Outgoing(topic, payload, delivery))
-    until(link, Delivered, token=token)
 
 
 # ── talking ────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,15 +144,14 @@ def test_it_comes_back_and_subscribes_again(links, mosquitto):
     assert [until(one, Received).payload for _ in range(2)] == [b"a", b"c"]
 
 
-def test_nothing_unacknowledged_is_sent_again_by_itself():
+def test_nothing_unacknowledged_is_sent_again_by_itself(protocol):
     seen: list[bytes] = []
 
     def serve(connection):
-        connection.sendall(CONNACK)
         seen.append(connection.recv(65536))
 
     with FakeBroker(serve) as broker:
-        links = Links(broker)
+        links = Links(broker, protocol)
         link = links.connect("one")
         first = link.publish(Outgoing("t", b"first", PLAIN))
         until(link, Disconnected)
@@ -247,7 +188,7 @@ def test_a_connection_that_ends_at_once_is_a_failed_attempt():
         attempts.append(attempt)
         return 0.0
 
-    with FakeBroker(lambda connection: connection.sendall(CONNACK)) as broker:
+    with FakeBroker(lambda _: None) as broker:
         links = Links(broker)
         link = links.make("one", delay=delay)
         link.start()
@@ -314,9 +255,9 @@ def test_a_full_inbox_does_not_block_stopping(links):
     assert not two._thread.is_alive()
 
 
-def test_what_the_broker_does_not_acknowledge_is_bounded():
+def test_what_the_broker_does_not_acknowledge_is_bounded(protocol):
     with FakeBroker(silent) as broker:
-        links = Links(broker)
+        links = Links(broker, protocol)
         link = links.connect("one")
         for _ in range(MAX_OUTSTANDING):
             link.publish(Outgoing("t", b"x", PLAIN))
@@ -370,6 +311,64 @@ def test_an_acknowledgement_of_an_earlier_connection_does_nothing(links):
     third.acknowledge(Received("t", b"x", False, 0))  # quality of service 0 has nothing to acknowledge
 
 
+def test_what_was_acknowledged_is_known_although_more_is_on_its_way(links):
+    """A socket closed with anything unread is reset, and the broker forgets what it was about to read."""
+    keep = {"clean_session": False, "manual_ack": True}
+    two = links.connect("two", "t", inbox_size=10, **keep)
+    one = links.connect("one")
+    for i in range(60):
+        deliver(one, "t", str(i).encode().ljust(20_000))
+    for received in [until(two, Received) for _ in range(10)]:
+        two.acknowledge(received)
+    two.stop(WAIT_SECONDS)
+    again = links.connect("two", "t", settled=False, **keep)
+    found = [until(again, Received) for _ in range(15)]
+    assert min(int(event.payload) for event in found) == 10
+
+
+def test_what_was_acknowledged_reaches_a_broker_that_reads_late(protocol):
+    read: list[bytes] = []
+
+    def serve(connection):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        for i in range(1, 100):
+            connection.sendall(message(broker.level, b"t", bytes(2000), mid=i))
+        reset = select.poll()
+        reset.register(connection, select.POLLRDHUP)
+        reset.poll(300)
+        while data := connection.recv(65536):
+            read.append(data)
+
+    with FakeBroker(serve) as broker:
+        links = Links(broker, protocol)
+        link = links.connect("one", manual_ack=True, inbox_size=2)
+        messages = [until(link, Received) for _ in range(2)]
+        link.publish(Outgoing("u", bytes(20_000), ONCE))  # more than the other side's window holds
+        for received in messages:
+            link.acknowledge(received)
+        link.stop(WAIT_SECONDS)
+        links.close()
+    assert b"".join(read).endswith(b"\x40\x02\0\x01" + b"\x40\x02\0\x02" + b"\xe0\0")
+
+
+def test_what_a_closing_link_did_not_take_comes_again(links):
+    keep = {"clean_session": False, "inbox_size": 1}  # acknowledged by entering the inbox
+    two = links.connect("two", "t", **keep)
+    one = links.connect("one")
+    for i in range(10):
+        deliver(one, "t", str(i).encode())
+    found = [int(until(two, Received).payload)]
+    two.publish(Outgoing("elsewhere", b"x", PLAIN))  # waited for, while more messages come
+    two.stop(WAIT_SECONDS)
+    while (event := two.poll(0.0)) is not None:
+        if isinstance(event, Received):
+            found.append(int(event.payload))
+    again = links.connect("two", "t", settled=False, **keep)
+    while len(found) < 10:
+        found.append(int(until(again, Received).payload))
+    assert found == list(range(10))
+
+
 # ── last will ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -393,79 +392,216 @@ def test_what_was_published_before_a_stop_arrives(links):
     assert [int(until(two, Received).payload.rstrip(b"\0")) for _ in range(20)] == list(range(20))
 
 
-# ── hostile and poisoned ───────────────────────────────────────────────────────────────────────────────
+# ── versions of the protocol ───────────────────────────────────────────────────────────────────────────
 
 
-def test_a_packet_beyond_the_limit_is_not_read(links):
-    one = links.connect("one", "t", "u")
-    raw = mqtt.Client(CallbackAPIVersion.VERSION2)
-    raw.connect(links.broker.host, links.broker.port)
-    raw.loop_start()
-    try:
-        raw.publish("t", bytes(MAX_PACKET_BYTES + 1), qos=1).wait_for_publish(WAIT_SECONDS)
-        reason = until(one, Disconnected).reason
-        assert "is larger than the" in reason
-        until(one, Connected)
-        settle(one)
-        raw.publish("u", b"fine", qos=1).wait_for_publish(WAIT_SECONDS)
-    finally:
-        raw.disconnect()
-        raw.loop_stop()
-    assert until(one, Received).payload == b"fine"
+@pytest.mark.parametrize(("asked", "spoken"), [("auto", "p5"), ("5", "p5"), ("3.1.1", "p2")])
+def test_the_version_asked_for_is_spoken(mosquitto, asked, spoken):
+    links = Links(mosquitto, asked)
+    links.connect("one")
+    links.close()
+    assert f"as one ({spoken}," in mosquitto.log
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x30\xff\xff\xff\xff\xff",  # a length of five bytes
-        b"\x30\xff\xff\xff\x7f",  # a message of 256 MB
-        b"\x30\x02\xff\xff",  # a topic that runs past the end
-        b"\x30\x00",  # no topic
-        b"\x40\x00",  # an acknowledgement of nothing
-        b"\x90\x01\x00",
-        b"\x20\x00",
-        b"\xf0\x00",
-        b"\x00" * 64,
-        bytes(range(256)),
-    ],
-)
-def test_bytes_that_are_no_mqtt_end_the_connection_and_not_the_link(data):
-    calm = threading.Event()
+def test_auto_falls_back_at_once_when_the_broker_refuses_the_version_and_remembers():
+    levels = []
 
     def serve(connection):
-        connection.sendall(CONNACK)
-        if calm.is_set():
-            connection.sendall(b"\x30\x05\x00\x02hiX")
-            connection.recv(10)
+        levels.append(broker.level)
+        if broker.level == MQTT5:
+            connection.sendall(b"\x20\x02\x00\x01")  # as a broker of 3.1.1 says it
         else:
-            connection.sendall(data)
+            broker.answer(connection)
+            if len(levels) > 2:
+                silent(connection)
 
-    with FakeBroker(serve) as broker:
+    with FakeBroker(serve, welcome=False) as broker:
         links = Links(broker)
         link = links.make("one")
         link.start()
+        assert isinstance(link.poll(WAIT_SECONDS), Connected)  # no Disconnected before it
         until(link, Disconnected)
-        calm.set()
-        assert until(link, Received).payload == b"X"
+        until(link, Connected)
         links.close()
+    assert levels[:3] == [5, 4, 4]
 
 
-def test_a_topic_that_is_not_text_is_dropped_with_a_warning(caplog):
+@pytest.mark.parametrize(
+    "answer", [b"", b"\x20\x02\x00\x00"]
+)  # silence, or an acceptance in the other version
+def test_auto_tries_the_other_version_after_an_answer_it_cannot_read(answer):
+    levels = []
+
     def serve(connection):
-        connection.sendall(CONNACK + b"\x30\x05\x00\x02\xff\xfeX" + b"\x30\x05\x00\x02hiY")
-        connection.recv(10)
+        levels.append(broker.level)
+        if broker.level == MQTT5:
+            connection.sendall(answer)
+        else:
+            broker.answer(connection)
 
-    with FakeBroker(serve) as broker, caplog.at_level(logging.WARNING):
+    with FakeBroker(serve, welcome=False) as broker:
         links = Links(broker)
-        link = links.connect("one")
-        assert until(link, Received).payload == b"Y"
+        link = links.make("one")
+        link.start()
+        for _ in range(2):
+            until(link, Connected)
         links.close()
-    assert "topic_not_utf8" in caplog.text
+    assert levels[:3] == [5, 4, 4]
 
 
-def test_a_refusal_by_the_broker_is_the_reason():
-    with FakeBroker(lambda connection: connection.sendall(REFUSED)) as broker:
+def test_auto_stays_with_a_version_that_worked():
+    levels = []
+
+    def serve(connection):
+        levels.append(broker.level)
+        if len(levels) not in (2, 3):  # a broker that is killed between accept and CONNACK
+            broker.answer(connection)
+
+    with FakeBroker(serve, welcome=False) as broker:
         links = Links(broker)
+        link = links.make("one")
+        link.start()
+        for _ in range(2):
+            until(link, Connected)
+        links.close()
+    assert set(levels) == {MQTT5}
+
+
+@pytest.mark.parametrize("asked", ["5", "3.1.1"])
+def test_a_version_that_was_asked_for_is_never_left(asked):
+    levels = []
+
+    def serve(connection):
+        levels.append(broker.level)
+        broker.answer(connection, BAD_VERSION)
+
+    with FakeBroker(serve, welcome=False) as broker:
+        links = Links(broker, asked)
+        link = links.make("one")
+        link.start()
+        for _ in range(3):
+            until(link, Disconnected)
+        links.close()
+    assert set(levels) == {5 if asked == "5" else 4}
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_what_is_announced_under_mqtt_5(clean):
+    with FakeBroker(silent) as broker:
+        links = Links(broker, "5")
+        links.connect("one", clean_session=clean)
+        links.close()
+    connect = broker.connects[0]
+    assert connect[9] & 2 == 2 * clean  # clean start
+    properties = connect[13 : 13 + connect[12]]
+    announced = b"\x21" + MAX_IN_FLIGHT.to_bytes(2) + b"\x27" + MAX_PACKET_BYTES.to_bytes(4)
+    assert properties == announced if clean else b"\x11" + SESSION_SECONDS.to_bytes(4) + announced
+
+
+def test_limits_of_the_broker_are_obeyed():
+    got: list[bytes] = []
+    three = threading.Event()
+
+    def serve(connection):
+        # receive maximum 2, maximum packet size 100, server keepalive 1
+        broker.answer(connection, properties=b"\x21\0\x02" + b"\x27\0\0\0\x64" + b"\x13\0\x01")
+        while data := connection.recv(65536):
+            got.append(data)
+            if b"\xc0\0" in data:  # a ping, although our own keepalive is 30 s
+                three.set()
+
+    with FakeBroker(serve, welcome=False) as broker:
+        links = Links(broker, "5")
+        link = links.connect("one")
+        with pytest.raises(BudgetExceeded, match="at most 100 bytes"):
+            link.publish(Outgoing("t", bytes(100), PLAIN))
+        for i in range(3):
+            link.publish(Outgoing("t", b"number-%d" % i, PLAIN))
+        assert three.wait(WAIT_SECONDS)
+        link.stop(0.0)
+        links.close()
+    sent = b"".join(got)
+    assert b"number-0" in sent
+    assert b"number-1" in sent
+    assert b"number-2" not in sent
+
+
+@pytest.mark.parametrize("seconds", [0, 65535])
+def test_a_broker_cannot_turn_the_keepalive_off(seconds):
+    def serve(connection):
+        broker.answer(connection, properties=b"\x13" + seconds.to_bytes(2))
+        silent(connection)
+
+    with FakeBroker(serve, welcome=False) as broker:
+        links = Links(broker)
+        link = links.make(
+            "one", broker=Broker(host=broker.host, port=broker.port, protocol="5", keepalive_seconds=1)
+        )
+        link.start()
+        until(link, Connected)
+        assert until(link, Disconnected).reason
+        links.close()
+
+
+def test_a_goodbye_of_the_broker_has_its_reason():
+    words = b"too busy"
+    goodbye = b"\x89" + bytes([3 + len(words), 0x1F, 0, len(words)]) + words
+
+    def serve(connection):
+        connection.sendall(b"\xe0" + bytes([len(goodbye)]) + goodbye)
+
+    with FakeBroker(serve) as broker:
+        links = Links(broker, "5")
+        link = links.connect("one")
+        assert until(link, Disconnected).reason == "the broker ended the connection: Server busy (too busy)"
+        links.close()
+
+
+def test_a_publish_that_the_broker_refuses_says_so(mosquitto, tmp_path):
+    acl = tmp_path / "acl"
+    acl.write_text("topic write allowed\n")
+    acl.chmod(0o600)
+    broker = broker_with(tmp_path, f"acl_file {acl}")
+    broker.start()
+    links = Links(broker, "5")
+    try:
+        link = links.connect("one")
+        link.publish(Outgoing("allowed", b"x", PLAIN))
+        assert until(link, Delivered).refusal == ""
+        link.publish(Outgoing("forbidden", b"x", PLAIN))
+        assert until(link, Delivered).refusal == "Not authorized"
+    finally:
+        links.close()
+        broker.close()
+
+
+def test_a_session_outlives_a_change_of_version(mosquitto):
+    links = Links(mosquitto)
+    keep = {"clean_session": False, "manual_ack": True}
+    links.connect("two", "t", protocol="3.1.1", **keep).stop(WAIT_SECONDS)
+    deliver(links.connect("one"), "t", b"x")
+    again = links.make("two", protocol="5", **keep)
+    again.start()
+    assert until(again, Connected).session_present
+    assert until(again, Received).payload == b"x"
+    links.close()
+
+
+@pytest.mark.parametrize("qos", [-1, 2, 3])
+def test_other_qualities_of_service_are_refused(qos):
+    link = Link(Broker(host="127.0.0.1"), client_id="x", delay=lambda _: 0.0)
+    with pytest.raises(ValueError, match=f"quality of service {qos}"):
+        link.subscribe("t", qos)
+    with pytest.raises(ValueError, match=f"quality of service {qos}"):
+        link.publish(Outgoing("t", b"", Delivery(qos, False)))
+
+
+# ── poisoned (more of it in test_link_hostile.py) ──────────────────────────────────────────────────────
+
+
+def test_a_refusal_by_the_broker_is_the_reason(protocol):
+    with FakeBroker(lambda wire: broker.answer(wire, NOT_AUTHORISED), welcome=False) as broker:
+        links = Links(broker, protocol)
         link = links.make("one")
         link.start()
         assert "the broker refused the connection: Not authorized" in until(link, Disconnected).reason
@@ -477,10 +613,10 @@ def test_a_poisoned_callback_does_not_end_the_thread(links, monkeypatch):
     two = links.make("two")
     honest = two._on_message
 
-    def poisoned(epoch, message):
+    def poisoned(client, epoch, message):
         if message.payload == b"poison":
             raise RuntimeError("poison")
-        honest(epoch, message)
+        honest(client, epoch, message)
 
     monkeypatch.setattr(two, "_on_message", poisoned)
     two.subscribe("t")
@@ -509,17 +645,19 @@ def needs_mosquitto(mosquitto):
     mosquitto.stop()
 
 
-def test_a_refused_subscription_is_logged(caplog):
+def test_a_refused_subscription_is_logged(caplog, protocol):
     logged = threading.Event()
 
     def serve(connection):
-        connection.sendall(CONNACK)
         asked = connection.recv(4096)  # 0x82, length, message id, topic …
-        connection.sendall(b"\x90\x03" + asked[2:4] + b"\x80")
+        mid = asked[2:4]
+        connection.sendall(
+            b"\x90\x04" + mid + b"\0\x80" if broker.level == MQTT5 else b"\x90\x03" + mid + b"\x80"
+        )
         logged.wait(WAIT_SECONDS)
 
     with FakeBroker(serve) as broker, caplog.at_level(logging.ERROR, "edge_runtime.link"):
-        links = Links(broker)
+        links = Links(broker, protocol)
         link = links.make("one")
         link.subscribe("forbidden")
         link.start()
@@ -535,7 +673,7 @@ def test_a_refused_subscription_is_logged(caplog):
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
 )
-def test_mutual_tls(needs_mosquitto, tmp_path):
+def test_mutual_tls(needs_mosquitto, tmp_path, protocol):
     ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
     server, device, stranger = ours.issue("broker"), ours.issue("device"), theirs.issue("stranger")
     broker = broker_with(
@@ -553,12 +691,15 @@ def test_mutual_tls(needs_mosquitto, tmp_path):
             ca=ca,
             certificate=pair.certificate if pair else "",
             key=pair.key if pair else "",
+            protocol=protocol,
         )
 
     try:
         link = links.connect("device", "t", broker=to(ours.path, device))
         link.publish(Outgoing("t", bytes(100_000), PLAIN))
         assert len(until(link, Received).payload) == 100_000
+        link.stop(WAIT_SECONDS)  # says goodbye through TLS, too
+        assert "Client device disconnected." in broker.log
         assert "u'device'" in broker.log
         for client_id, other in (
             ("no-certificate", to(ours.path)),
@@ -580,9 +721,10 @@ def test_mutual_tls(needs_mosquitto, tmp_path):
     [
         ({"ca": "gone.pem"}, r"cannot use the TLS files gone\.pem"),
         ({"certificate": "c.pem"}, "a client certificate without a ca"),
+        ({"protocol": "3.1"}, r"no protocol '3\.1': use one of auto, 5, 3\.1\.1"),
     ],
 )
-def test_tls_files_are_read_when_the_link_is_made(fields, problem):
+def test_what_cannot_be_used_is_found_when_the_link_is_made(fields, problem):
     with pytest.raises(LinkError, match=problem):
         Link(Broker(host="127.0.0.1", **fields), client_id="x", delay=lambda _: 0.0)
 

@@ -46,7 +46,7 @@ def artifacts(tmp_path_factory):
     made: list[Path] = []
     for version, trees in (("1", 8), ("2", 60)):
         forest = RandomForestClassifier(trees, max_depth=7, random_state=0)
-        forest.fit(rows.features, rows.labels)
+        forest.fit(rows.features, np.asarray(rows.label_names)[rows.labels])
         made.append(
             convert(
                 forest,
@@ -204,7 +204,7 @@ def test_an_unknown_key_ends_the_daemon_with_its_name_and_the_nearest_valid_one(
     text = SKIFFD.format(device="d", fleet=FLEET, host="127.0.0.1", port=1, model=MODEL, root="root.json")
     config = tmp_path / "skiffd.toml"
     config.write_text(text.replace("min_rows", "min_row"), encoding="utf-8")
-    ended = run("edge_runtime.daemon", str(config))
+    ended = run("edge_runtime.skiffd", str(config))
     assert ended.returncode == 2
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()

@@ -47,7 +47,7 @@ def tally(seeds, path):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @settings(
-    max_examples=12,
+    max_examples=8,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
         HealthCheck.too_slow,
@@ -59,11 +59,6 @@ def test_a_random_pipeline_agrees_or_is_refused(rng, tmp_path):
     case = pipelines.case(rng)
     note(repr(case))
     judged(case, tmp_path / "m.onnx", seed=0)
-
-
-def test_most_random_pipelines_are_proven(tmp_path):
-    states = tally(range(15), tmp_path / "m.onnx")
-    assert states["proven"] >= 6, dict(states)
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ class Device:
         self._serves = serves
         self._stored = stored
         self.saved = SlotState(model=MODEL, committed=incumbent)
+        self._behind = False  # what was decided is not on disk, because it refused
         self.outbox: dict[Key, tuple[str, bytes]] = {}
         self._blobs = {incumbent} if incumbent else set()
         self.measured: set[Key] = set()
@@ -153,6 +154,8 @@ class Device:
         if self.loaded is not None and world.now >= self._window_at:
             self._window_at = world.now + world.window_seconds
             self._feed(closed(self.loaded, ROWS_PER_WINDOW, world.kinds[self.loaded].cpu_ns))
+        if self._behind:
+            self._perform(ev.Save(agent.slots, needed=False))
         self._feed(ev.Ticked())
         if world.chance(world.faults.breaks):
             self.lose_link()
@@ -169,26 +172,35 @@ class Device:
                     return  # it crashed
                 if followed_by is not None:
                     queue.append(followed_by)
+                if isinstance(followed_by, ev.Unsaved):
+                    break  # what comes after must not happen
 
     def _perform(self, action: ev.Action) -> ev.AgentEvent | None:
         world = self._world
         match action:
-            case ev.Save(slots):
+            case ev.Save(slots, needed) if slots != self.saved and world.chance(world.faults.disk):
+                self._behind = True
+                return ev.Unsaved(self.saved, "the disk is full") if needed else None
+            case ev.Save(slots, needed):
+                self._behind = False
                 was_committed = self.saved.committed is not None
                 self.saved = from_document(json.loads(json.dumps(to_document(slots))), MODEL)
                 world.law(self.saved == slots, "the state did not survive its own document")
                 world.law(slots.committed is not None or not was_committed, "a committed model was forgotten")
                 world.law(self._blobs >= set(slots.known), "a model the state names has no blob")
+                return ev.Saved() if needed else None
             case ev.Serve(digest):
-                world.law(self.saved.serving == digest, "a model was loaded before the state was durable")
+                known = self.saved.serving == digest or digest in (self.saved.committed, self.saved.previous)
+                world.law(known, "a model was loaded before the state was durable")
                 if digest is not None and world.kinds[digest].crashes:
                     self.cut_power()
                     return None
                 self._served = 0
                 self._serves(self, digest)
             case ev.Collect(keep):
-                world.law(set(keep) >= set(self.saved.known), "a blob the state needs was collected")
-                self._blobs &= set(keep)
+                held = set(self.saved.known)
+                world.law(self._behind or set(keep) >= held, "a blob the state needs was collected")
+                self._blobs &= set(keep) | held
             case ev.Publish(topic, payload, delivery):
                 self._send(topic, payload, delivery)
             case ev.Append(session, seq, topic, payload):

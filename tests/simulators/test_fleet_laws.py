@@ -45,25 +45,26 @@ def check_end(fleet, kind):
         assert len(fleet.ever[B] - fleet.centre.latecomers) <= 3
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_good_model_reaches_a_rough_fleet(seed):
     fleet = story(seed, 100, GOOD, ROUGH, 40.0)
     assert fleet.centre.rollout.state == rollout.COMPLETED
     check_end(fleet, GOOD)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_bad_model_goes_no_further_than_the_canaries_of_a_rough_fleet(seed):
     kind = BAD[seed % 3]
     check_end(story(100 + seed, 100, kind, ROUGH, 25.0), kind)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_harsh_world(seed):
     kind = (GOOD, *BAD)[seed % 4]
     check_end(story(200 + seed, 30, kind, HARSH, 40.0), kind)
 
 
+@pytest.mark.slow
 def test_three_hundred_devices():
     fleet = story(1, 300, GOOD, ROUGH, 40.0)
     assert fleet.centre.rollout.state == rollout.COMPLETED
@@ -78,6 +79,7 @@ FAULTS = st.builds(
     lose=st.sampled_from([0.0, 0.3, 0.9]),
     breaks=st.sampled_from([0.0, 0.02, 0.2]),
     power=st.sampled_from([0.0, 0.002, 0.05]),
+    disk=st.sampled_from([0.0, 0.1, 0.9]),
     child=SHARE,
     centre=SHARE,
 )

@@ -24,7 +24,10 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """How bad the world is: chances from 0 to 1, ``breaks`` per device and second, ``power`` per action."""
+    """How bad the world is: chances from 0 to 1, ``breaks`` per device and second, ``power`` per action.
+
+    ``disk`` per state to save.
+    """
 
     late: float = 0.0
     repeat: float = 0.0
@@ -33,12 +36,13 @@ class Faults:
     power: float = 0.0
     child: float = 0.0
     centre: float = 0.0
+    disk: float = 0.0
     late_wills: bool = False
 
 
 CALM = Faults()
-ROUGH = Faults(late=0.1, repeat=0.2, lose=0.2, breaks=0.01, power=0.001, child=0.3, centre=0.05)
-HARSH = Faults(late=0.3, repeat=0.4, lose=0.5, breaks=0.05, power=0.02, child=0.5, centre=0.2)
+ROUGH = Faults(late=0.1, repeat=0.2, lose=0.2, breaks=0.01, power=0.001, child=0.3, centre=0.05, disk=0.1)
+HARSH = Faults(late=0.3, repeat=0.4, lose=0.5, breaks=0.05, power=0.02, child=0.5, centre=0.2, disk=0.4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.messages import Health, SignedRelease
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile, empty_profile
 from edge_runtime.contract.release import EVERYONE, Release, TrialGate, to_payload
-from edge_runtime.core.agent import Identity
 from edge_runtime.core.events import WindowClosed
+from edge_runtime.core.voice import Identity
 
 FLEET = FleetId("fleet")
 DEVICE = DeviceId("dev-1")

@@ -98,6 +98,7 @@ def window(
     correct: int = 0,
     start_ns: int = NOW,
     seconds: float = 10.0,
+    windows: int = 1,
 ) -> Window:
     """A window of ``rows`` normal rows, different for every (device, seq) unless ``seed`` is given."""
     if profile is None:
@@ -120,6 +121,7 @@ def window(
         failed=failed,
         labelled=labelled,
         correct=correct,
+        windows=windows,
     )
 
 

@@ -161,7 +161,7 @@ class Device(Program):
     """One ``skiffd`` and its state on disk."""
 
     def __init__(self, name: str, folder: Path, mark: str) -> None:
-        super().__init__(name, ("edge_runtime.daemon", str(folder / "skiffd.toml")), folder, mark)
+        super().__init__(name, ("edge_runtime.skiffd", str(folder / "skiffd.toml")), folder, mark)
         self.state = folder / "state"
 
     def lines(self, start: int | None = None) -> list[Line]:

@@ -1,5 +1,6 @@
 """Hypothesis strategies for every value of the contract."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -99,20 +100,24 @@ statuses = st.builds(
     online=st.booleans(),
     attributes=tables(prose),
     models=st.lists(reports, max_size=3).map(tuple),
+    last_exit=prose,
+    restarts=counts,
+    clock=st.sampled_from(messages.CLOCKS),
 )
-healths = st.builds(messages.Health, rss_bytes=counts, peak_rss_bytes=counts, cpu_ns=counts, uptime_ns=counts)
+healths = st.builds(messages.Health, **{field.name: counts for field in dataclasses.fields(messages.Health)})
 
 
 @st.composite
 def windows(draw: st.DrawFn) -> messages.Window:
     spec = draw(specs())
     seq = draw(counts)
+    seq_lo = draw(st.integers(0, seq))
     labelled = draw(few)
     return messages.Window(
         device=draw(devices),
         session=draw(sessions),
         seq=seq,
-        seq_lo=draw(st.integers(0, seq)),
+        seq_lo=seq_lo,
         model=draw(models),
         digest=draw(digests),
         start_ns=draw(counts),
@@ -125,6 +130,8 @@ def windows(draw: st.DrawFn) -> messages.Window:
         failed=draw(few),
         labelled=labelled,
         correct=draw(st.integers(0, labelled)),
+        windows=draw(st.integers(1, seq - seq_lo + 1)),
+        queueing=draw(latencies),
     )
 
 

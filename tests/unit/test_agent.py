@@ -21,17 +21,22 @@ from edge_runtime.core.agent import (
     MAX_IN_FLIGHT,
     MAX_OFFERS,
     PROGRESS_SECONDS,
+    SAVE_SECONDS,
     Agent,
 )
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.events import (
     Append,
+    ClockChanged,
     Collect,
     Connected,
     Disconnected,
+    GapFound,
     MessageArrived,
+    Noticed,
     Publish,
     Save,
+    Saved,
     Send,
     Sent,
     Serve,
@@ -41,6 +46,7 @@ from edge_runtime.core.events import (
     StartUpdate,
     Ticked,
     Trim,
+    Unsaved,
     UpdateEnded,
     UpdatePhase,
     update_ended,
@@ -91,8 +97,13 @@ class Bench:
 
     def do(self, event, *, after=0.0):
         self.now += after
-        self.actions = self.agent.handle(event, self.now, 1_700_000_000_000_000_000)
+        self.actions = self._handle(event)
+        if any(save.needed for save in self.get(Save)):
+            self.actions += self._handle(Saved())
         return self.actions
+
+    def _handle(self, event):
+        return self.agent.handle(event, self.now, 1_700_000_000_000_000_000)
 
     @property
     def trial(self) -> Any:
@@ -145,7 +156,7 @@ class Bench:
 
 def test_a_start_is_made_durable_before_the_model_is_loaded():
     bench = Bench(connected=False, started=False)
-    note, save, serve = bench.do(Started())
+    save, serve, note = bench.do(Started())
     assert decode(note.payload).name == "started"
     assert save == Save(SETTLED)
     assert serve == Serve(A)
@@ -153,7 +164,8 @@ def test_a_start_is_made_durable_before_the_model_is_loaded():
 
 def test_a_virgin_device_serves_nothing_and_says_idle():
     bench = Bench(SlotState(model=MODEL), connected=False, started=False)
-    assert bench.do(Started())[-1] == Serve(None)
+    bench.do(Started())
+    assert bench.one(Serve) == Serve(None)
     bench.do(Connected())
     assert (bench.report.state, bench.report.serving) == ("idle", None)
 
@@ -334,7 +346,7 @@ POISON = {
     "deep": (ACKS, b"\x91" * 5000),
     "too large": (ACKS, bytes(300_000)),
     "foreign major": (ACKS, encode(MINE).replace(b"\x97\x01", b"\x97\x02", 1)),
-    "unknown kind": (ACKS, encode(MINE).replace(b"\x97\x01\x00\x04", b"\x97\x01\x00\x7f", 1)),
+    "unknown kind": (ACKS, encode(MINE).replace(b"\x97\x01\x01\x04", b"\x97\x01\x01\x7f", 1)),
     "ack for another device": (ACKS, encode(OTHER_DEVICE)),
     "ack on the release topic": (RELEASES, encode(MINE)),
     "command on the ack topic": (
@@ -883,3 +895,93 @@ def test_an_empty_histogram_means_no_cpu_times_yet():
         Served(digest=B, predictions=0, failed=0, seconds=1.0, cpu=LatencyHistogram(), rss_bytes=0), after=1.0
     )
     assert bench.trial is not None
+
+
+# ── a disk that refuses ────────────────────────────────────────────────────────────────────────────────
+
+
+def refuse_disk(bench, event, saved):
+    """``event`` happens, and the disk refuses the first state that is needed: what the agent then asks for."""
+    actions = bench.agent.handle(event, bench.now, 1)
+    (save,) = [action for action in actions if isinstance(action, Save)]
+    assert save.needed
+    assert actions.index(save) < min(i for i, a in enumerate(actions) if not isinstance(a, Save))
+    bench.actions = bench.agent.handle(Unsaved(saved, "No space left on device"), bench.now, 1)
+    return bench.actions
+
+
+def test_a_trial_is_not_begun_while_the_disk_refuses_and_is_asked_for_again():
+    bench = Bench()
+    offered = signed(release(B))
+    bench.do(MessageArrived(RELEASES, offered))
+    ended = UpdateEnded(ok=True, release=release(B), installed=True, digest=B)
+    refuse_disk(bench, ended, SETTLED)
+    assert bench.agent.slots == SETTLED
+    assert bench.get(Serve) == []
+    assert bench.notes["state_unsaved"]["reason"] == "No space left on device"
+    bench.do(Ticked(), after=60.0)
+    assert bench.one(StartUpdate).release == offered
+
+
+def test_a_commit_waits_for_the_disk_while_the_trial_serves_on():
+    slots = begin_trial(SETTLED, B, attempt=1, gate=TrialGate(predictions=200, seconds=1.0, starts=3))
+    bench = Bench(slots)
+    saved = bench.agent.slots
+    served = Served(digest=B, predictions=300, failed=0, seconds=2.0, cpu=cpu(300), rss_bytes=1)
+    actions = bench.agent.handle(served, bench.now, 1)
+    assert [type(action) for action in actions] == [Save, Append]
+    bench.actions = bench.agent.handle(Unsaved(saved, "full"), bench.now, 1)
+    assert bench.trial is not None
+    assert bench.get(Serve) == []
+    bench.do(served, after=1.0)
+    assert bench.agent.slots.committed == A, "not before the disk is asked again"
+    bench.do(served, after=SAVE_SECONDS)
+    assert bench.agent.slots.committed == B
+
+
+def test_a_start_that_cannot_be_counted_serves_what_is_committed_until_it_can():
+    slots = begin_trial(SETTLED, B, attempt=1, gate=GATE)
+    bench = Bench(slots, connected=False, started=False)
+    refuse_disk(bench, Started(), slots)
+    assert bench.one(Serve) == Serve(A)
+    assert bench.agent.slots == slots
+    assert bench.do(Ticked(), after=SAVE_SECONDS - 1.0) == []
+    bench.do(Ticked(), after=1.0)
+    assert bench.one(Serve) == Serve(B)
+    assert slots.trial is not None
+    assert bench.trial.starts_left == slots.trial.starts_left - 1
+
+
+def test_to_step_back_needs_no_disk():
+    slots = begin_trial(SETTLED, B, attempt=1, gate=GATE)
+    bench = Bench(slots)
+    bench.do(Served(digest=B, predictions=1, failed=1, seconds=1.0, cpu=cpu(1), rss_bytes=1))
+    assert not bench.one(Save).needed
+    assert bench.one(Serve) == Serve(A)
+
+
+def test_what_the_device_noticed_is_told_once_a_minute_and_a_gap_every_time():
+    bench = Bench()
+    noticed = Noticed("limit_rss_passed", (("reason", "RSS"),))
+    bench.do(noticed)
+    assert bench.notes["limit_rss_passed"]["reason"] == "RSS"
+    bench.do(noticed)
+    assert bench.get(Append) == []
+    for _ in range(2):
+        bench.do(GapFound("records_merged", (("windows", "7"),)))
+        assert bench.notes["records_merged"] == {"windows": "7"}
+
+
+def test_the_clock_stands_in_the_birth():
+    bench = Bench()
+    bench.do(ClockChanged(synced=True))
+    assert decode(bench.one(Publish).payload).clock == "synced"
+    bench.do(ClockChanged(synced=False))
+    assert decode(bench.one(Publish).payload).clock == "unsynced"
+
+
+def test_the_birth_says_how_the_process_before_ended():
+    agent = Agent(replace(identity(), last_exit="killed", restarts=2), SETTLED, Budget(), random.Random(1))
+    agent.handle(Started(), 0.0, 1)
+    (birth,) = [a for a in agent.handle(Connected(), 0.0, 1) if isinstance(a, Publish)]
+    assert (decode(birth.payload).last_exit, decode(birth.payload).restarts) == ("killed", 2)

@@ -9,8 +9,8 @@ import pytest
 from aggregator.config import DriftConfig, RetrainConfig
 from aggregator.core import incidents, retrain
 from aggregator.records import Block, Judgement, Trail, Verdict
-from edge_runtime.contract.codec import unpack_counts
 from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.packing import unpack_counts
 from tests.support.fleet import FLEET, MODEL, NOW, SECOND, A, B, device, window
 
 CONFIG = DriftConfig(confirmations=2, clear_confirmations=2, clear_p=0.2)

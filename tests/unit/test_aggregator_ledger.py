@@ -73,6 +73,9 @@ def test_a_device_is_kept_whole(ledger, path):
         last_seen_ns=NOW,
         ended=(OTHER_SESSION,),
         doubted_ns=5,
+        last_exit="killed for memory",
+        restarts=4,
+        clock="unsynced",
     )
     bare = DeviceRecord(device=DeviceId("a"), session=SESSION, seq=-1, online=False)
     with ledger.transaction():
@@ -80,6 +83,28 @@ def test_a_device_is_kept_whole(ledger, path):
         ledger.put_device(full)
         ledger.put_device(bare)
     assert reopened(path, Ledger.devices) == (bare, full)
+
+
+def test_a_ledger_of_the_version_before_is_taken_forward(tmp_path):
+    path = tmp_path / "before.sqlite"
+    kept = DeviceRecord(device=DeviceId("a"), session=SESSION, seq=3, online=True)
+    ledger = Ledger(path)
+    with ledger.transaction():
+        ledger.put_device(kept)
+    ledger.close()
+    with sqlite3.connect(path) as db:
+        for column in ("last_exit", "restarts", "clock"):
+            db.execute(f"ALTER TABLE devices DROP COLUMN {column}")
+        db.execute("PRAGMA user_version=1")
+    db.close()
+    ledger = Ledger(path)
+    assert ledger.devices() == (kept,)
+    with ledger.transaction():
+        ledger.put_device(replace(kept, last_exit="terminated", restarts=1, clock="synced"))
+    ledger.close()
+    assert reopened(path, Ledger.devices) == (
+        replace(kept, last_exit="terminated", restarts=1, clock="synced"),
+    )
 
 
 ROLLOUT = Rollout(

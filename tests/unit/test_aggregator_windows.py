@@ -81,6 +81,34 @@ def test_records_that_touch_but_do_not_overlap_are_both_counted(store, lo, hi):
     assert put(store, window(seq=hi, seq_lo=lo)).stored == 1
 
 
+def test_a_merged_record_counts_as_the_windows_it_holds(store):
+    put(store, window(seq=5, seq_lo=3, windows=3), window(seq=6))
+    assert store.figures().windows == 4
+    (totals,) = store.totals(Selection())
+    assert (totals.windows, totals.rows) == (4, 40)
+    assert store.block(A, DeviceId("dev-1"), 0, rows=40, seconds=20).windows == 4
+    put(store, window(seq=5, seq_lo=3, windows=3))
+    assert store.figures().windows == 4
+
+
+def test_a_store_of_the_version_before_is_taken_forward(tmp_path):
+    path = tmp_path / "windows.sqlite"
+    store = Windows(path)
+    put(store, window(seq=1), window(seq=2))
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE windows DROP COLUMN windows")
+        db.execute("PRAGMA user_version=1")
+    db.close()
+    with pytest.raises(ConfigError, match="if it is older, start this aggregator once"):
+        Windows(path, read_only=True)
+    store = Windows(path)
+    put(store, window(seq=9, seq_lo=3, windows=5))
+    assert store.totals(Selection())[0].windows == 7
+    store.close()
+    Windows(path, read_only=True).close()
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_any_order_and_repetition_gives_the_profile_of_each_once(tmp_path_factory, data):
@@ -254,7 +282,7 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=9")
     db.close()
-    with pytest.raises(ConfigError, match="schema version 9 is not 1"):
+    with pytest.raises(ConfigError, match="schema version 9 is not 2"):
         Windows(path)
 
 

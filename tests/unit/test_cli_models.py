@@ -383,6 +383,46 @@ def test_help_says_what_exit_codes_mean(command):
     assert "3 a model was refused" in " ".join(done.stdout.split())
 
 
+def test_ranges_reach_the_artifact_and_are_shown(folder):
+    words = ["--range", "size=-10:10", "--range", "load=:25.5", "--probes", "100"]
+    done = skiff("convert", "mixed.skops", "rows.csv", *words)
+    assert done.exit_code == 0, done.stderr
+    assert "inside the ranges that the manifest declares for 2 of 4 features" in " ".join(done.stdout.split())
+    shown = skiff("inspect", "model.onnx").stdout
+    assert "ranges         size -10:10, load :25.5\n" in shown
+    found = json.loads(skiff("inspect", "model.onnx", "--json").stdout)
+    assert found["ranges"] == {"size": [-10.0, 10.0], "load": [None, 25.5]}
+
+
+def test_the_training_rows_ranges_reach_the_artifact(folder):
+    done = skiff("convert", "mixed.skops", "rows.csv", "--range", "training", "--probes", "100")
+    assert done.exit_code == 0, done.stderr
+    size = people()["size"]
+    by_name = {
+        feature.name: feature for feature in read_info((folder / "model.onnx").read_bytes()).manifest.features
+    }
+    assert by_name["size"].low == pytest.approx(size.min() - (size.max() - size.min()))
+    assert by_name["size"].high == pytest.approx(size.max() + (size.max() - size.min()))
+    assert not by_name["site"].ranged
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("size", "is neither 'training' nor NAME=LOW:HIGH"),
+        ("sise=0:1", "the pipeline has no feature 'sise' (did you mean 'size'?)"),
+        ("size=1:0", "has low 1.0 above high 0.0"),
+        ("site=0:1", "'site' holds categories"),
+        ("size=0:100", "training rows lie outside the declared ranges; the first is row"),
+    ],
+)
+def test_ranges_that_cannot_be_are_refused_in_one_line(folder, word, message):
+    done = skiff("convert", "mixed.skops", "rows.csv", "--range", word)
+    assert done.exit_code in {1, 2}
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_names_are_printed_as_they_are(folder):
     done = skiff("convert", "json:boom", "rows.csv")
     assert "json:boom:" in done.stderr

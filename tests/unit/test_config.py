@@ -76,6 +76,103 @@ def test_tls_files_are_found(write, tmp_path):
     assert (broker.ca, broker.certificate, broker.key) == expected
 
 
+def test_a_source_is_described_with_its_units(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIFF_SOURCE_PASSWORD", "local secret")
+    text = (
+        '[source]\nkind = "unix"\nsocket = "rows.sock"\nsocket_mode = "600"\nmax_clients = 3\nmax_line_kb = 2\n'
+        'topic_in = "in"\ntopic_out = "out"\n[source.broker]\nhost = "gateway"\nport = 1884\nusername = "u"\n'
+    )
+    source = load(write(MINIMAL + text)).source
+    assert (source.kind, source.socket, source.socket_mode) == (
+        "unix",
+        tmp_path.resolve() / "rows.sock",
+        0o600,
+    )
+    assert (source.max_clients, source.max_line_bytes) == (3, 2048)
+    assert (source.topic_in, source.topic_out) == ("in", "out")
+    there = source.broker
+    assert (there.host, there.port, there.username, there.password, there.ca) == (
+        "gateway",
+        1884,
+        "u",
+        "local secret",
+        "",
+    )
+
+
+def test_a_local_broker_is_on_this_machine_without_tls_unless_told(write):
+    there = load(write(MINIMAL)).source.broker
+    assert (there.host, there.port, there.ca) == ("localhost", 1883, "")
+
+
+def test_what_the_device_may_cost_is_kept_in_bytes(write):
+    text = (
+        '[budgets]\nrss_soft_mb = 90\nrss_mb = 120\non_hard_limit = "roll_back"\ntemperature_c = 80.5\n'
+        "load_peak_mb = 150\nupdate_mb = 160\nwindow_bytes = 700\nstart_seconds = 4\n"
+    )
+    config = load(write(MINIMAL + text))
+    limits, costs = config.limits, config.costs
+    assert (limits.rss_soft_bytes, limits.rss_bytes, limits.on_hard) == (90_000_000, 120_000_000, "roll_back")
+    assert (limits.temperature_soft_mc, config.budget.rss_bytes) == (80_500, 120_000_000)
+    assert (costs.load_peak_bytes, costs.update_peak_bytes) == (150_000_000, 160_000_000)
+    assert (costs.window_bytes, costs.start_seconds) == (700, 4.0)
+    assert load(write(MINIMAL)).limits.on_hard == "shed"
+
+
+def test_the_engine_is_told_how_to_run(write):
+    text = MINIMAL + "arena = true\nrun_limit_seconds = 0.5\nmax_batch = 64\n"
+    config = load(write(text))
+    assert (config.arena, config.run_limit_seconds, config.max_batch) == (True, 0.5, 64)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told", "jitter_seconds"),
+    [(2.5, "", 0.25), (900, "", 30.0), (900, "jitter_seconds = 0", 0.0), (2, "jitter_seconds = 7", 7.0)],
+)
+def test_windows_are_spread_over_a_tenth_of_the_period_unless_told(write, seconds, told, jitter_seconds):
+    config = load(write(MINIMAL + f"[window]\nseconds = {seconds}\n{told}\n"))
+    assert config.window.jitter_ns == int(jitter_seconds * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("told", "clock", "trusted"),
+    [
+        ("", "auto", True),
+        ('clock_synced = "auto"', "auto", True),
+        ("clock_synced = true", "synced", True),
+        ("clock_synced = false", "unsynced", False),
+    ],
+)
+def test_the_clock_is_trusted_as_told_or_as_the_kernel_says(write, told, clock, trusted):
+    config = load(write(MINIMAL.replace("[device]", f"[device]\n{told}")))
+    assert (config.clock, config.clock_synced) == (clock, trusted)
+
+
+@pytest.mark.parametrize(
+    ("told", "size_bytes"),
+    [
+        ("", 65_536),
+        ("max_kb = 32", 32_768),
+        ("max_mb = 8", 8_000_000),
+        ("max_kb = 32\nmax_mb = 1.5", 1_500_000),
+    ],
+)
+def test_the_outbox_holds_a_month_unless_there_is_more_room(write, told, size_bytes):
+    assert load(write(MINIMAL + f"[outbox]\n{told}\n")).outbox_bytes == size_bytes
+
+
+def test_the_status_socket_stands_in_the_state_folder_unless_told(write, tmp_path):
+    assert load(write(MINIMAL)).status_socket == (tmp_path / "state/status.sock").resolve()
+    text = MINIMAL.replace("[device]", "[device]\nstatus_socket = '/run/skiffd/s'")
+    assert load(write(text)).status_socket == Path("/run/skiffd/s")
+
+
+@pytest.mark.parametrize("protocol", ["auto", "5", "3.1.1"])
+def test_the_version_of_mqtt_reaches_the_link(write, protocol):
+    text = MINIMAL.replace("[broker]", f'[broker]\nprotocol = "{protocol}"')
+    assert load(write(text)).broker.protocol == protocol
+
+
 # ── base ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -212,9 +309,33 @@ WRONG = {
     "replay of nothing": (MINIMAL + "[source]\nkind = 'replay'\n", "source.path: is missing: a replay needs"),
     "source": (
         MINIMAL + "[source]\nkind = 'reply'\n",
-        r"source.kind: 'reply' is not one of none, replay \(did you mean",
+        r"source.kind: 'reply' is not one of none, replay, stdio, unix, mqtt \(did you mean 'replay'",
     ),
     "half a certificate": (MINIMAL + "[broker.tls]\nkey = 'x'\n", "tls.certificate: and key belong together"),
+    "soft above hard": (
+        MINIMAL + "[budgets]\nrss_soft_mb = 9\nrss_mb = 8\n",
+        r"device.toml.budgets.rss_soft_mb: the soft limit of 9.* is above the hard limit of 8",
+    ),
+    "action": (
+        MINIMAL + "[budgets]\non_hard_limit = 'shedd'\n",
+        r"on_hard_limit: 'shedd' is not one of .*did you mean 'shed'",
+    ),
+    "clock": (MINIMAL.replace("[device]", "[device]\nclock_synced = 3"), "device.clock_synced: expected"),
+    "clock as text": (
+        MINIMAL.replace("[device]", "[device]\nclock_synced = 'no'"),
+        "device.clock_synced: expected true or false",
+    ),
+    "protocol": (MINIMAL.replace("[broker]", "[broker]\nprotocol = '4'"), "'4' is not one of auto, 5, 3.1.1"),
+    "mode": (
+        MINIMAL + "[source]\nsocket_mode = 'rw'\n",
+        r"source.socket_mode: 'rw' does not match 0\?\[0-7\]\{3\}",
+    ),
+    "socket of nothing": (MINIMAL + "[source]\nkind = 'unix'\n", "source.socket: is missing"),
+    "topic of nothing": (MINIMAL + "[source]\nkind = 'mqtt'\n", "source.topic_in: is missing"),
+    "tls of a local broker": (
+        MINIMAL + "[source.broker]\ntls = {}\n",
+        "source.broker: unknown key 'tls'",
+    ),
     "section that is a value": ("window = 3\n" + MINIMAL, "window: expected a table"),
 }
 

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract import ids, messages
-from edge_runtime.contract.codec import (
-    MAX_ITEMS,
-    MAX_MESSAGE_BYTES,
-    decode,
-    encode,
-    pack_counts,
-    unpack_counts,
-)
+from edge_runtime.contract.codec import HEALTH, MAX_ITEMS, MAX_MESSAGE_BYTES, WINDOW, decode, encode
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.profile import MAX_CLASSES, CellSpec, FeatureCells, Profile, empty_profile
-from tests.golden.values import DEVICE, SESSION, WINDOW
+from edge_runtime.contract.latency import observe_ns
+from edge_runtime.contract.packing import IN_STEP, pack_counts, pack_planes, unpack_counts
+from edge_runtime.contract.profile import (
+    MAX_CLASSES,
+    Binner,
+    CellSpec,
+    FeatureCells,
+    cells_from_training,
+    empty_profile,
+)
+from tests.golden import values
+from tests.golden.values import DEVICE, SESSION
 
 ACK = messages.Ack(device=DEVICE, session=SESSION, seqs=(1,))
 
@@ -80,7 +83,10 @@ def test_all_fields_of_a_body_that_came_later_have_defaults():
     ("changes", "problem"),
     [
         ({"correct": 11}, r"window\.correct: 11 is more than the 10 labelled rows"),
-        ({"seq_lo": 42}, r"window\.lo: 42 is outside \[0, 41\]"),
+        ({"seq_lo": 42}, r"window\.back: -1 is outside \[0, 41\]"),
+        ({"windows": 0}, r"window\.windows: 0 is outside"),
+        ({"end_ns": 2**63}, r"window\.span"),
+        ({"end_ns": -1}, r"window\.span"),
         ({"failed": -1}, r"window\.failed"),
         ({"refused": (("x" * 5000, 1),)}, "within the caps"),
         ({"start_ns": 2**63}, r"window\.start"),
@@ -88,7 +94,7 @@ def test_all_fields_of_a_body_that_came_later_have_defaults():
 )
 def test_encode_refuses_what_decode_would(changes, problem):
     with pytest.raises(ContractError, match=problem):
-        encode(replace(WINDOW, **changes))
+        encode(replace(values.WINDOW, **changes))
 
 
 def test_the_caps_of_encode_are_those_of_decode():
@@ -109,23 +115,136 @@ def test_the_largest_layout_fits_into_a_message():
         FeatureCells("score", (0.5,)),
         MAX_CLASSES,
     )
-    window = replace(WINDOW, profile=empty_profile(spec, probabilities=True))
+    window = replace(values.WINDOW, profile=empty_profile(spec, probabilities=True))
     assert decode(encode(window)) == window
 
 
-def test_a_window_is_small():
-    # 30 features with 22 cells each and 7 classes, a thousand rows: the figure the fleet is sized by.
-    rng = np.random.default_rng(0)
-    edges = tuple(float(x) for x in np.sort(rng.normal(size=21)).astype(np.float32))
-    spec = CellSpec(
-        tuple(FeatureCells(f"feature-{j}", edges) for j in range(30)), FeatureCells("score", (0.5,)), 7
+def test_a_list_of_a_newer_minor_is_read_and_one_of_an_older_has_defaults():
+    envelope = msgpack.unpackb(encode(values.WINDOW))
+    body = envelope[6]
+    latency, health = body[WINDOW.index("latency")], body[WINDOW.index("health")]
+    newer = [*body, "added"]
+    newer[WINDOW.index("latency")] = [*latency, 7]
+    newer[WINDOW.index("health")] = [*health, 7]
+    assert decode(msgpack.packb([*envelope[:6], newer])) == values.WINDOW
+    older = body[: WINDOW.index("queueing")]
+    bare = replace(values.WINDOW, health=messages.Health(), refused=(), failed=0, labelled=0, correct=0)
+    assert decode(msgpack.packb([*envelope[:6], older])) == bare
+    for name in ("model", "digest", "layout", "start", "synced", "rows", "counts"):
+        with pytest.raises(ContractError, match=r"window\.\w+: is missing"):
+            decode(msgpack.packb([*envelope[:6], body[: WINDOW.index(name)]]))
+
+
+@pytest.mark.parametrize("body", [[], {}, None, "x", [None] * len(WINDOW), {"profile": []}])
+def test_a_window_without_its_fields_is_refused(body):
+    with pytest.raises(ContractError, match="window"):
+        decode(msgpack.packb([1, 1, 2, DEVICE, SESSION, 41, body]))
+
+
+def test_the_order_of_lists_is_kept_for_ever():
+    # New items come last: whoever changes this breaks every device that is out.
+    assert WINDOW[:18] == (
+        *(
+            "model",
+            "digest",
+            "layout",
+            "back",
+            "windows",
+            "start",
+            "span",
+            "synced",
+            "rows",
+            "counts",
+            "sums",
+        ),
+        *("latency", "queueing", "health", "refused", "failed", "labelled", "correct"),
     )
-    profile = empty_profile(spec, probabilities=True)
-    counts = rng.poisson(1000 / 22, size=spec.size)
-    sums = rng.integers(0, 1000 << 20, size=8)
-    full = Profile(layout=spec.layout, rows=1000, counts=counts, sums=sums)
-    assert len(encode(replace(WINDOW, profile=profile))) < 550
-    assert len(encode(replace(WINDOW, profile=full))) < 1200
+    assert HEALTH[:11] == (
+        *("rss_bytes", "peak_rss_bytes", "cpu_ns", "uptime_ns", "pss_bytes", "memory_limit_bytes"),
+        *("memory_pressure_ppm", "minor_faults", "major_faults", "temperature_mc", "throttled"),
+    )
+
+
+def seen(rows: int, classes: int, shift: float = 0.0) -> messages.Window:
+    """A full window of 30 numeric features, latency with 25 to 45 buckets and every measure of health."""
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(5000, 30)).astype(np.float32)
+    spec = CellSpec(
+        tuple(cells_from_training(f"f{j}", train[:, j]) for j in range(30)),
+        cells_from_training("score", rng.uniform(0.5, 1, 5000)),
+        classes,
+    )
+    binner = Binner(spec, probabilities=True)
+    p = rng.dirichlet(np.ones(classes), rows).astype(np.float32)
+    binner.observe((rng.normal(size=(rows, 30)) + shift).astype(np.float32), p.argmax(axis=1), p)
+    return replace(
+        values.WINDOW,
+        seq=1234,
+        seq_lo=1234,
+        profile=binner.take(),
+        latency=observe_ns(rng.lognormal(np.log(5000), 0.5, rows).astype(np.int64)),
+        queueing=observe_ns(rng.lognormal(np.log(900), 0.3, rows).astype(np.int64)),
+        health=values.MERGED.health,
+        refused=(("missing", 3),),
+    )
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_window_is_small(shift):
+    # The figures the fleet is sized by; docs/adr has them with their parts.
+    two, seven, forty = (len(encode(seen(1000, classes, shift))) for classes in (2, 7, 40))
+    assert two <= 700
+    assert seven - two <= 5 * 20
+    assert forty - seven <= 33 * 20
+    assert len(encode(seen(100, 2, shift))) <= 560
+    assert len(encode(seen(10_000, 2, shift))) <= 1000
+
+
+def test_empty_windows_and_single_rows_are_small():
+    assert len(encode(seen(1, 2))) < 350
+    spec = CellSpec((FeatureCells("x", (0.0,)),), FeatureCells("score", (0.5,)), 0)
+    nothing = replace(values.WINDOW, profile=empty_profile(spec, probabilities=False))
+    assert decode(encode(nothing)) == nothing
+
+
+def test_counters_in_step_take_less_than_byte_planes_and_what_is_too_large_is_left_to_those():
+    counts = seen(1000, 2).profile.counts
+    assert pack_counts(counts)[0] == IN_STEP
+    assert len(pack_counts(counts)) < 0.85 * len(pack_planes(counts))
+    large = counts << 40
+    assert pack_counts(large) == pack_planes(large)
+    assert unpack_counts(pack_counts(large)).tolist() == large.tolist()
+
+
+SMALL = bytes([9, 4, 2, 2, 0, 0, 0x11, 0x10, 0b11111100])  # four counters, all 0, of one bit each
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "problem"),
+    [
+        (1, 0x80, "cut short"),  # the number of counters runs on into the period
+        (2, 0, "columns of 0"),
+        (2, 3, "2 columns of 3 in 4"),
+        (3, 3, "3 columns of 2 in 4"),
+        (4, 2, "2 implied"),
+        (7, 0x00, "8 bits where 4 are needed"),
+        (8, 0b11111000, "cut short in the numbers"),
+        (8, 0b11111110, "bits where"),
+        (8, 0b01111100, "cut short in the numbers"),
+        (8, 0b11011110, "below 0"),
+    ],
+)
+def test_damaged_columns_in_step_are_refused(at, value, problem):
+    assert unpack_counts(SMALL).tolist() == [0, 0, 0, 0]
+    damaged = bytearray(SMALL)
+    damaged[at] = value
+    with pytest.raises(ContractError, match=problem):
+        unpack_counts(bytes(damaged))
+    for length in range(1, len(SMALL)):
+        with pytest.raises(ContractError, match="counts"):
+            unpack_counts(SMALL[:length])
+    with pytest.raises(ContractError, match="bits where"):
+        unpack_counts(SMALL + b"\x00")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +253,7 @@ def test_a_window_is_small():
         b"",
         b"\x00",
         b"\x09",
+        b"\x0a",
         b"\x01",
         b"\x01abc",
         pack_counts(np.arange(9)) + b"x",
@@ -146,7 +266,7 @@ def test_damaged_counts_are_refused(data):
 
 
 def test_planes_that_differ_in_length_are_refused():
-    two = pack_counts(np.array([256, 1, 2]))  # two planes of three bytes
+    two = pack_planes(np.array([256, 1, 2]))  # two planes of three bytes
     assert two[0] == 2
     with pytest.raises(ContractError, match="not 4 equal byte planes"):
         unpack_counts(b"\x04" + two[1:])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from edge_runtime.contract.errors import ConfigError, ContractError
-from edge_runtime.contract.fields import Fields
+from edge_runtime.contract.fields import MAX_LIKENED, Fields, nearest
 
 
 @pytest.fixture
@@ -114,3 +114,9 @@ def test_an_unknown_key_is_answered_with_the_nearest(fields):
 def test_a_key_must_be_text():
     with pytest.raises(ContractError, match="key 1 is not text"):
         Fields({1: 2}, "doc").finish()
+
+
+def test_a_name_that_a_stranger_made_long_is_likened_to_none():
+    near = "pressure_hydraulic"
+    assert nearest(near[:-1], [near]) == f" (did you mean {near!r}?)"
+    assert nearest(near + "c" * MAX_LIKENED, [near + "c" * MAX_LIKENED]) == ""

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_runtime.contract.codec import pack_counts
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.manifest import (
     TOLERANCE,
@@ -22,6 +21,7 @@ from edge_runtime.contract.manifest import (
     unsure,
 )
 from edge_runtime.contract.onnx_metadata import MAX_FIELDS, MAX_METADATA_BYTES, read_metadata
+from edge_runtime.contract.packing import pack_counts
 from tests.support.tiny_models import IR_VERSION, OPSET, categorical, classifier, regressor, sealed, several
 
 TINY = classifier(("a", "b"), ("no", "yes"), missing=("b",))
@@ -99,7 +99,7 @@ def put(*path_and_value):
         ("profile", put("features", 0, "name", "\ud800"), "surrogate"),
         ("profile", put("classes", -1), "skiff.profile.classes"),
         ("profile", put("total", "rows", 3), "in 3 rows"),
-        ("profile", put("groups", "a", "counts", ""), "byte planes"),
+        ("profile", put("groups", "a", "counts", ""), "the scheme must be 1 to 9"),
         ("golden", put("rows", "shape", [4, 3]), "skiff.golden.rows.data"),
         ("golden", put("rows", "shape", [2**62, 0]), "is too large"),
         ("golden", put("rows", "shape", [1, 2, 2, 2]), "skiff.golden.rows.data"),
@@ -230,6 +230,14 @@ def test_each_output_is_unsure_by_itself():
     assert not unsure(replace(manifest, score="predict"), columns).any()
 
 
+RANGED = categorical(
+    Feature(name="a", low=-1.5, high=float(np.float32(0.1))),
+    Feature(name="b", high=0.0, missing=True),
+    Feature(name="c", low=2.0, infinite=True),
+    Feature(name="d"),
+    Feature(name="e", kind="category", vocabulary=("x", "y")),
+)
+
 MIXED = categorical(
     Feature(name="colour", kind="category", vocabulary=("red", 3, 0.5, True), unseen=True, missing=True),
     Feature(name="size", infinite=True),
@@ -241,6 +249,7 @@ MIXED = categorical(
     "tiny",
     [
         MIXED,
+        RANGED,
         several(),
         several((("only",),), score="decision_function"),
         regressor(targets=3),
@@ -284,6 +293,25 @@ def test_several_outputs_have_no_class_counts():
         (MIXED, "manifest", put("features", 0, "kind", "text"), "skiff.manifest.features[0].kind"),
         (MIXED, "manifest", put("features", 0, "kind", "number"), "a number has no vocabulary"),
         (MIXED, "manifest", put("features", 0, "infinite", True), "a category is not infinite"),
+        (
+            RANGED,
+            "manifest",
+            put("features", 0, "low", 0.25),
+            "features[0].low: 0.25 is larger than high, 0.1",
+        ),
+        (RANGED, "manifest", put("features", 0, "high", 0.1), "features[0].high: 0.1 is no float32 number"),
+        (
+            RANGED,
+            "manifest",
+            put("features", 0, "high", 1e39),
+            "features[0].high: 1e+39 is no float32 number",
+        ),
+        (RANGED, "manifest", put("features", 1, "high", float("inf")), "features[1].high"),
+        (RANGED, "manifest", put("features", 1, "high", float("nan")), "features[1].high"),
+        (RANGED, "manifest", put("features", 1, "low", None), "features[1].low: expected a number"),
+        (RANGED, "manifest", put("features", 3, "low", "0"), "features[3].low: expected a number"),
+        (RANGED, "manifest", put("features", 4, "low", 0.0), "features[4].low: a category has no range"),
+        (RANGED, "manifest", put("features", 4, "high", 1), "features[4].high: a category has no range"),
         (MIXED, "manifest", put("features", 0, "vocabulary", [1, 1.0]), "each value must be there once"),
         (MIXED, "manifest", put("features", 0, "vocabulary", [float("nan")]), "NaN is a missing value"),
         (MIXED, "manifest", put("features", 0, "vocabulary", [None]), "features[0].vocabulary[0]"),
@@ -304,3 +332,18 @@ def test_a_contradiction_of_newer_artifacts_is_refused(tiny, key, change, proble
     change(document)
     with pytest.raises(ArtifactError, match=re.escape(problem)):
         read_info(sealed(tiny.graph(), {**tiny.metadata, f"skiff.{key}": json.dumps(document)}))
+
+
+def test_ranges_are_written_only_where_there_are_some():
+    features = json.loads(RANGED.metadata["skiff.manifest"])["features"]
+    assert [{key: f[key] for key in ("low", "high") if key in f} for f in features] == [
+        {"low": -1.5, "high": 0.10000000149011612},
+        {"high": 0.0},
+        {"low": 2.0},
+        {},
+        {},
+    ]
+    assert not any(
+        {"low", "high"} & f.keys() for f in json.loads(TINY.metadata["skiff.manifest"])["features"]
+    )
+    assert [feature.ranged for feature in RANGED.features] == [True, True, True, False, False]

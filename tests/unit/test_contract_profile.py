@@ -198,3 +198,41 @@ def test_cells_of_odd_columns(values, edges):
 def test_cells_at_the_end_of_float32():
     top = float(np.finfo(np.float32).max)
     assert cells_from_training("x", np.array([-top, top])).edges == (-top, top)
+
+
+def one_by_one(spec, rows, top, before=None):
+    """The counters of the columns, value by value."""
+    counts = np.zeros(spec.size, np.int64)
+    for j, column in enumerate(spec.columns):
+        start, last = int(spec.offsets[j]), before
+        for i in range(len(rows)):
+            value = top[i] if j == len(spec.features) else rows[i, j]
+            if np.isnan(value) or np.isinf(value):
+                counts[start + column.cells + int(np.isinf(value))] += 1
+            else:
+                counts[start + sum(bool(value > np.float32(edge)) for edge in column.edges)] += 1
+            counts[start + column.cells + 2] += bool(last == value)
+            last = value
+    return counts
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 256, 600])
+@pytest.mark.parametrize("sizes", [(1, 20, 32), (33, 3, 256, 1), (2,) * 40])
+def test_columns_of_few_and_of_many_edges_are_counted_alike(sizes, n, odd):
+    rng = np.random.default_rng(len(sizes) * n)
+    edges = [tuple(float(e) for e in np.unique(rng.normal(size=size).astype(np.float32))) for size in sizes]
+    cells = tuple(FeatureCells(f"f{j}", found) for j, found in enumerate(edges))
+    spec = CellSpec(cells, FeatureCells("score", (0.25, 0.5)), 0)
+    rows = rng.normal(size=(n, len(sizes))).astype(np.float32)
+    rows[:, 0] = rng.choice(edges[0], n)  # on an edge a value belongs to the cell below it
+    rows[n // 2 :] = rows[: n - n // 2]
+    if odd:
+        rows[rng.random(rows.shape) < 0.2] = np.nan
+        rows[rng.random(rows.shape) < 0.1] = np.inf
+        rows[rng.random(rows.shape) < 0.1] = -np.inf
+    top = rng.random(n).astype(np.float32)
+    binner = Binner(spec, probabilities=False)
+    binner.observe(rows[: n // 3], np.zeros(n // 3, np.int64), top[: n // 3])
+    binner.observe(rows[n // 3 :], np.zeros(n - n // 3, np.int64), top[n // 3 :])
+    assert binner.take().counts.tolist() == one_by_one(spec, rows, top).tolist()

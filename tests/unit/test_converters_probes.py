@@ -19,6 +19,7 @@ from converters.signature import read
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.manifest import TOLERANCE
 from edge_runtime.contract.profile import CellSpec, FeatureCells, category_cells, cells_from_training
+from edge_runtime.contract.ranges import Limits
 from tests.parity.cases import classes_of, scaled_integers
 
 
@@ -89,9 +90,35 @@ def by_kind(probes, dtype=np.float32):
 def test_every_kind_is_there_in_the_size_announced(X, lowered):
     probes = probes_of(X, lowered, 20_000)
     found = by_kind(probes)
-    assert set(KINDS) - set(found) == {"edge", "boundary", "equidistant", "far", "infinite", "category"}
+    assert set(KINDS) - set(found) == {
+        "edge",
+        "boundary",
+        "equidistant",
+        "far",
+        "infinite",
+        "category",
+        "limit",
+    }
     assert {kind: len(rows) for kind, rows in found.items()} == probes.sizes
     assert sum(probes.sizes.values()) >= 20_000
+
+
+def test_every_end_of_every_range_is_tried_however_few_probes_are_wanted():
+    rows = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
+    limits = Limits(np.full(40, -7, np.float32), np.full(40, 9, np.float32))
+    limits.high[3] = limits.low[3] = rows[:, 3] = -7  # one value is a range, too
+    fitted = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, rows[:, 0] > 0)
+    takes = replace(takes_of(40), limits=limits)
+    probes = probes_of(rows, lower(read(fitted), dtype="float32"), 100, takes=takes)
+    found = by_kind(probes)["limit"]
+    assert len(found) == probes.sizes["limit"] == 39 * 6 + 1 + 64
+    alone, together = found[:-64], found[-64:]
+    for j in set(range(40)) - {3}:
+        at = key_of(limits.low[j : j + 1])[0], key_of(limits.high[j : j + 1])[0]
+        wanted = {at[0], at[0] + 1, at[0] + 2, at[1], at[1] - 1, at[1] - 2}
+        assert wanted <= set(key_of(alone[:, j]).tolist())
+        assert {-7.0, 9.0} <= set(together[:, j].tolist())
+    assert np.isin(together[1::2], [-7, 9]).all(), "every other row has nothing but ends"
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(X, lowered):

@@ -2,18 +2,30 @@
 
 import errno
 import logging
+import time
 from dataclasses import replace
 
 import pytest
 
 from edge_runtime.config import load
-from edge_runtime.contract.errors import SkiffError
+from edge_runtime.contract.codec import decode
+from edge_runtime.contract.errors import InputError, SkiffError
 from edge_runtime.contract.ids import Digest, SessionId
+from edge_runtime.contract.messages import Window
+from edge_runtime.contract.release import TrialGate
 from edge_runtime.core import lifecycle
-from edge_runtime.core.events import Append, Save
-from edge_runtime.daemon import Daemon, main
+from edge_runtime.core.events import Append, GapFound, Save, Saved, Started, Trim, Unsaved
+from edge_runtime.core.windowing import WindowPolicy
+from edge_runtime.daemon import Daemon
+from edge_runtime.keeper import GAP_SECONDS, MAX_UNKEPT, Keeper
+from edge_runtime.runtime import Runtime
+from edge_runtime.skiffd import main
+from tests.support.tiny_models import classifier
 
 DIGEST = Digest("ab" * 32)
+TINY = classifier()
+TINY_SPEC = Runtime(TINY.artifact).engine.info.reference.spec
+GATE = TrialGate(predictions=10, seconds=1.0, starts=1)
 
 
 @pytest.fixture
@@ -37,32 +49,79 @@ def committed(config):
 
 def test_a_state_that_is_on_disk_already_needs_no_disk(config, monkeypatch):
     daemon = Daemon(config)
-    daemon._perform(Save(committed(config)))
+    assert daemon._perform(Save(committed(config)))
     again = Daemon(config)
     monkeypatch.setattr(again._slots, "write_record", no_space)
-    again._perform(Save(committed(config)))
+    assert again._perform(Save(committed(config)))
+    assert list(again._events) == [Saved()]
     assert again._agent.slots.committed == DIGEST
 
 
-def test_a_full_disk_leaves_the_state_before_and_says_what_to_do(config, monkeypatch):
+def test_a_full_disk_leaves_the_state_before_and_stops_what_needs_the_new_one(config, monkeypatch):
     daemon = Daemon(config)
-    daemon._perform(Save(committed(config)))
+    daemon._perform(Save(committed(config), needed=False))
+    with monkeypatch.context() as full:
+        full.setattr(daemon._slots, "write_record", no_space)
+        wanted = replace(committed(config), previous=Digest("cd" * 32))
+        assert not daemon._perform(Save(wanted))
+        (refused,) = daemon._events
+        assert isinstance(refused, Unsaved)
+        assert refused.saved == committed(config)
+        assert "free some space" in refused.reason
+        assert Daemon(config)._agent.slots == committed(config)
+        assert daemon._perform(Save(wanted, needed=False)), "what only remembers does not stop the rest"
+    daemon._agent._slots = wanted
+    daemon._tick(time.monotonic() + 60.0)
+    assert Daemon(config)._agent.slots == wanted, "it is tried again when the disk has space"
+
+
+def test_what_was_decided_is_not_done_when_the_disk_refuses_it(config, monkeypatch):
+    """A trial of one start: what cannot be counted on disk is not begun, and the committed model serves."""
+    trial = lifecycle.begin_trial(committed(config), Digest("cd" * 32), attempt=1, gate=GATE)
+    Daemon(config)._perform(Save(trial))
+    daemon = Daemon(config)
     monkeypatch.setattr(daemon._slots, "write_record", no_space)
-    with pytest.raises(SkiffError, match="free some space"):
-        daemon._perform(Save(replace(committed(config), previous=Digest("cd" * 32))))
-    assert Daemon(config)._agent.slots == committed(config)
+    served: list[Digest | None] = []
+    monkeypatch.setattr(daemon, "_serve", served.append)
+    daemon._handle(Started())
+    assert served == [DIGEST]
+    assert Daemon(config)._agent.slots == trial
 
 
-def test_a_record_that_cannot_be_kept_is_logged_and_does_not_end_the_daemon(config, monkeypatch, caplog):
-    daemon = Daemon(config)
+def test_a_record_that_the_disk_refuses_waits_for_it_in_memory(config, monkeypatch, caplog):
+    keeper = Keeper(config)
 
     def refuse(*_):
         raise SkiffError("disk full")
 
-    monkeypatch.setattr(daemon._outbox, "append", refuse)
-    with caplog.at_level(logging.ERROR, logger="skiffd"):
-        daemon._perform(Append(SessionId("0" * 16), 7, "topic", b"payload"))
-    assert "record_lost seq=7 topic=topic reason=disk full" in caplog.text
+    with monkeypatch.context() as full, caplog.at_level(logging.ERROR, logger="skiffd"):
+        full.setattr(keeper._outbox, "append", refuse)
+        for seq in range(MAX_UNKEPT + 1):
+            keeper.append(Append(SessionId("0" * 16), seq, "topic", b"payload"))
+    assert "outbox_trouble reason=disk full" in caplog.text
+    assert "record_lost seq=0 topic=topic" in caplog.text
+    assert caplog.text.count("outbox_trouble") == 1
+    assert keeper.report.records == MAX_UNKEPT
+    assert keeper.report.lost == 1
+    assert list(keeper.tick(0.0)) == []
+    assert [record.seq for record in keeper._outbox.pending(MAX_UNKEPT)] == list(range(1, MAX_UNKEPT + 1))
+
+
+def test_gaps_are_told_once_somebody_listens_and_then_settled(config):
+    small = replace(config, outbox_bytes=1200)
+    keeper = Keeper(small)
+    topic = "skiff/1/f/d/d1/event"
+    for seq in range(1, 9):
+        keeper.append(Append(SessionId("0" * 16), seq, topic, bytes(100)))
+    assert list(keeper.tick(0.0)) == [], "nobody has stored anything: telling would only fill it more"
+    (oldest, *_) = keeper._outbox.pending(1)
+    keeper.trim(Trim(oldest.session, (oldest.seq,)))
+    (gap,) = keeper.tick(1.0)
+    assert isinstance(gap, GapFound)
+    assert gap.name == "records_dropped"
+    assert dict(gap.detail)["topic"] == topic
+    assert int(dict(gap.detail)["records"]) == keeper.report.lost > 0
+    assert list(keeper.tick(GAP_SECONDS + 2.0)) == []
 
 
 def test_the_command_names_what_is_wrong_with_its_file(tmp_path, capsys):
@@ -73,3 +132,24 @@ def test_the_command_names_what_is_wrong_with_its_file(tmp_path, capsys):
     )
     assert main([str(path)]) == 2
     assert "device.state_dir: is missing (is 'state_dirr' meant for it?)" in capsys.readouterr().err
+
+
+def test_a_device_that_refuses_every_row_is_not_silent(config):
+    """No row answered means no histogram to protect: the window leaves with what was refused."""
+    daemon = Daemon(replace(config, window=WindowPolicy(period_ns=1, min_rows=30)))
+    runtime = daemon._runtime = Runtime(TINY.artifact)
+    daemon._window = daemon._open_window()
+    daemon._tick(time.monotonic())
+    assert daemon._keeper.report.records == 0, "nothing was asked"
+    for _ in range(3):
+        with pytest.raises(InputError):
+            runtime.predict([float("nan")] * 3)
+    daemon._tick(time.monotonic())
+    (record,) = daemon._keeper._outbox.pending(2)
+    window = decode(record.payload)
+    assert isinstance(window, Window)
+    assert (window.profile.rows, window.refused) == (0, (("missing", 3),))
+    window.profile.check(TINY_SPEC)
+    runtime.predict([0.0, 0.0, 0.0])
+    daemon._tick(time.monotonic())
+    assert daemon._keeper.report.records == 1, "one row would be readable"

@@ -14,6 +14,8 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/how-to/convert-a-pipeline.md",
+    "docs/how-to/feed-rows.md",
+    "docs/how-to/install-a-device.md",
     "docs/how-to/run-a-fleet.md",
     "docs/explanation/how-it-decides.md",
     "docs/explanation/speed.md",

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -260,7 +261,8 @@ def test_a_graph_that_fails_on_rows_is_an_artifact_error(monkeypatch):
 
     engine = built()
     monkeypatch.setattr(engine._session, "run", fail)
-    engine._single.runs = (fail,)
+    block: Any = SimpleNamespace(row=np.zeros(3, np.float32), run=fail)
+    engine._single = block
     for n in (1, 2):
         with pytest.raises(ArtifactError, match=r"the graph failed on .* boom"):
             engine.run(rows_of(TINY, n))
@@ -269,7 +271,7 @@ def test_a_graph_that_fails_on_rows_is_an_artifact_error(monkeypatch):
 def test_closing_drops_the_session():
     engine = built()
     session = weakref.ref(engine._session)
-    block = weakref.ref(engine._single.rows)
+    block = weakref.ref(engine._single.memory)
     engine.close()
     gc.collect()
     assert session() is None
@@ -277,7 +279,7 @@ def test_closing_drops_the_session():
     for call in (
         lambda: engine.run(rows_of(TINY, 1)),
         lambda: engine.run(rows_of(TINY, 2)),
-        lambda: engine.bind(1),
+        engine.bind,
     ):
         with pytest.raises(ArtifactError, match="the engine is closed; build a new one"):
             call()
@@ -291,14 +293,20 @@ def test_options_are_checked(option):
 
 def test_a_block_reads_and_writes_in_place():
     engine = built()
-    block = engine.bind(3)
+    block = engine.bind()
     rows = rows_of(TINY, 3)
-    block.rows[:] = rows
-    for run in block.runs:
-        run()
+    records = b""
+    for row in rows:
+        block.row[:] = row
+        block.run()
+        records += block.memory.tobytes()
     labels, scores = engine.run(rows)
-    assert block.scores.tobytes() == scores.tobytes()
-    assert block.labels.tolist() == labels.tolist()
+    assert block.scores.tobytes() == scores[-1].tobytes()
+    assert block.labels.tolist() == labels[-1:].tolist()
+    found = np.frombuffer(records, block.layout)
+    assert found["row"].tobytes() == rows.tobytes()
+    assert found["scores"].tobytes() == scores.tobytes()
+    assert found["labels"].tolist() == labels.tolist()
 
 
 def test_the_public_binding_is_the_fallback(monkeypatch):
@@ -311,15 +319,15 @@ def test_the_public_binding_is_the_fallback(monkeypatch):
             self.io_binding = session.io_binding
 
     engine = built()
-    block: Any = Block(Session(engine._session), engine.info, engine.width, slots=1)
-    assert block.runs[0].func == engine._session.run_with_iobinding
+    session: Any = Session(engine._session)
+    block: Any = Block(session, engine.info, engine.width)
+    assert block.run.func == engine._session.run_with_iobinding
     row = rows_of(TINY, 1)
-    block.rows[:] = row
-    block.runs[0]()
+    block.row[:] = row
+    block.run()
     assert block.scores.tobytes() == engine.run(row)[1].tobytes()
-    assert engine.bind(1).runs[0].func != engine._session.run_with_iobinding, (
-        "the native call is no longer found"
-    )
+    native: Any = engine.bind()
+    assert native.run.func != engine._session.run_with_iobinding, "the native call is no longer found"
 
 
 def test_threads_get_their_own_answers():
@@ -376,3 +384,100 @@ def test_a_folding_bomb_is_not_folded():
     before = peak_kb()
     engine_module._session(data, 1, "bomb")
     assert peak_kb() - before < 100_000
+
+
+def test_the_arena_is_the_callers_choice(monkeypatch):
+    seen = []
+    build = ort.InferenceSession
+
+    def spy(data, options, **others):
+        seen.append(options.enable_cpu_mem_arena)
+        return build(data, options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", spy)
+    rows = rows_of(TINY, 5)
+    assert built(arena=True).run(rows)[1].tobytes() == built().run(rows)[1].tobytes()
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize(("engines", "asked", "parts"), [(4096, 4, 3), (3, 4, 4), (3, 0, 4), (4096, 0, 1)])
+def test_a_batch_is_run_in_parts_of_the_smaller_limit(monkeypatch, engines, asked, parts):
+    engine = built(max_batch=engines)
+    rows = rows_of(TINY, 10)
+    wanted = built().run(rows)
+    calls = []
+    run = engine._session.run
+
+    def counted(*given):
+        calls.append(1)
+        return run(*given)
+
+    monkeypatch.setattr(engine._session, "run", counted)
+    labels, scores = engine.run(rows, max_batch=asked)
+    assert len(calls) == parts
+    assert scores.tobytes() == wanted[1].tobytes()
+    assert labels.tolist() == wanted[0].tolist()
+
+
+def test_a_golden_row_is_asked_again(monkeypatch):
+    engine = built()
+    assert engine.golden_problem() == ""
+    golden = engine.info.golden
+    wanted = engine.run(golden.rows[0])
+    monkeypatch.setattr(Engine, "run", lambda *_: (wanted[0], wanted[1] + np.float32(0.01)))
+    assert "1 of 1 golden rows are answered differently here" in engine.golden_problem()
+    monkeypatch.setattr(Engine, "run", lambda *_: ((wanted[0] + 1) % 3, wanted[1]))
+    assert "1 of 1 golden rows are answered differently here" in engine.golden_problem()
+    monkeypatch.undo()
+    engine.close()
+    assert "the engine is closed" in engine.golden_problem()
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    engine = built(run_limit_seconds=3600.0)
+    rows = rows_of(TINY, 5)
+    assert engine.run(rows)[1].tobytes() == built().run(rows)[1].tobytes()
+    for row in rows:
+        assert engine.run(row)[1].tobytes() == built().run(row)[1].tobytes()
+    with pytest.raises(ValueError, match="run_limit_seconds -1"):
+        built(run_limit_seconds=-1)
+
+
+def endless():
+    """A model whose graph counts to 2^40 before it answers."""
+
+    def change(model):
+        graph = model.graph
+        for name, value in (("rounds", np.int64(2**40)), ("go", np.array(True)), ("start", np.int64(0))):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        scalar = [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("total", TensorProto.INT64, []),
+        ]
+        body = helper.make_graph(
+            [
+                helper.make_node("Identity", ["again"], ["still"]),
+                helper.make_node("Add", ["total", "i"], ["sum"]),
+            ],
+            "body",
+            scalar,
+            [
+                helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("sum", TensorProto.INT64, []),
+            ],
+        )
+        graph.node[-1].output[0], made = "unshifted", graph.node[-1].output[0]
+        graph.node.append(helper.make_node("Loop", ["rounds", "go", "start"], ["counted"], body=body))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int64), "none"))
+        graph.node.append(helper.make_node("Mul", ["counted", "none"], ["zero"]))
+        kind = TensorProto.FLOAT if made == "score" else TensorProto.INT64
+        graph.node.append(helper.make_node("Cast", ["zero"], ["shift"], to=kind))
+        graph.node.append(helper.make_node("Add", ["unshifted", "shift"], [made]))
+
+    return tampered(change)
+
+
+def test_a_run_beyond_its_limit_is_ended():
+    with pytest.raises(BudgetExceeded, match=r"a run took longer than 0\.05 s and was ended"):
+        built(endless(), run_limit_seconds=0.05)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import runtime as runtime_module
+from edge_runtime import serving
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.manifest import agrees
 from edge_runtime.contract.profile import Binner, class_counts
-from edge_runtime.engine import Engine
-from edge_runtime.runtime import RING_ROWS, Runtime
+from edge_runtime.engine import Block, Engine
+from edge_runtime.runtime import Runtime
+from edge_runtime.serving import RING_ROWS
 from tests.support.tiny_models import classifier, regressor
 
 TINY = classifier(missing=("b",))
@@ -267,20 +268,24 @@ def test_refusing_warns_of_nothing():
 def test_a_graph_that_breaks_is_counted_as_failed():
     runtime = built()
     rows = rows_of(TINY, 4)
-    block = runtime._serving.block
+    serves: Any = runtime._serving
+    row, _, *after = good = serves.hot
 
     def fail():
-        raise block.failures[1]("boom")
+        raise Block.failures[1]("boom")
 
-    row, _, copy_score = runtime._serving.slots[0]
-    good = runtime._serving.slots
-    runtime._serving.slots = ((row, fail, copy_score), *good[1:])
+    def answer_seven():
+        serves.raw[0] = 7
+
+    serves.hot = (row, fail, *after)
     with pytest.raises(ArtifactError, match=f"model {TINY.digest}: the graph failed on one row: boom"):
         runtime.predict(rows[0])
-    runtime._serving.slots = ((row, lambda: block.labels.fill(7), copy_score), *good[1:])
+    with pytest.raises(InputError, match="'a' is missing"):
+        runtime.predict(np.array([np.nan, 0, 0], np.float32))  # the row is to blame, not the graph
+    serves.hot = (row, answer_seven, *after)
     with pytest.raises(ArtifactError, match="answered class 7; the manifest has 3"):
         runtime.predict(rows[0])
-    runtime._serving.slots = good
+    serves.hot = good
     runtime.predict(rows[0])
     assert runtime.trial_stats().failed == 2
     seen = runtime.take_window()
@@ -291,7 +296,7 @@ def test_a_graph_that_breaks_is_counted_as_failed():
 def test_a_batch_that_breaks_is_counted_by_its_rows(monkeypatch):
     runtime = built()
 
-    def fail(rows):
+    def fail(rows, **_):
         raise BudgetExceeded("no memory")
 
     monkeypatch.setattr(runtime.engine, "run", fail)
@@ -354,12 +359,10 @@ def test_truth_is_counted_by_window():
 
 
 def test_a_wide_row_gets_a_short_ring(monkeypatch):
-    assert len(built()._serving.block.rows) == RING_ROWS
-    monkeypatch.setattr(runtime_module, "RING_BYTES", 1000)
+    assert built()._serving.size == RING_ROWS
+    monkeypatch.setattr(serving, "RING_BYTES", 1000)
     runtime = built()
-    block = runtime._serving.block
-    assert len(block.rows) == 41
-    assert block.rows.nbytes + block.scores.nbytes <= 1000
+    assert runtime._serving.size == 1000 // 32  # label, row of 3, scores of 3
     rows = rows_of(TINY, 85)
     for row in rows:
         runtime.predict(row)
@@ -391,13 +394,14 @@ def test_trial_statistics_outlive_windows():
 
 def test_asking_for_cpu_time_in_the_middle_of_a_call_gives_no_wild_sample():
     runtime = built()
-    (row, run, copy_score), *others = runtime._serving.slots
+    serves: Any = runtime._serving
+    row, run, *after = serves.hot
 
     def run_while_another_thread_asks():
         runtime.measure_cpu = True
         run()
 
-    runtime._serving.slots = ((row, run_while_another_thread_asks, copy_score), *others)
+    serves.hot = (row, run_while_another_thread_asks, *after)
     runtime.predict(rows_of(TINY, 1)[0])
     assert runtime.trial_stats().cpu.count == 0
 
@@ -448,7 +452,7 @@ def test_the_new_model_decides_what_may_be_missing():
 def test_the_old_models_memory_is_let_go():
     runtime = built()
     session = weakref.ref(runtime.engine._session)
-    ring = weakref.ref(runtime._serving.block.rows)
+    ring = weakref.ref(runtime._serving._block.memory)
     runtime.predict(rows_of(TINY, 1)[0])
     runtime.swap(Engine(classifier(seed=1).artifact))
     gc.collect()
@@ -528,3 +532,149 @@ def test_an_incumbent_that_fails_costs_no_prediction():
     stats = runtime.trial_stats()
     assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
     assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
+
+
+# ── time, load and large batches ───────────────────────────────────────────────────────────────────────
+
+
+def test_waiting_is_counted_apart_from_answering():
+    clock = Clock(1000)
+    runtime = built(clock_ns=clock)
+    rows = rows_of(TINY, 4)
+    runtime.predict(rows[0])
+    runtime.predict(rows)
+    assert runtime.take_window().queueing == LatencyHistogram()  # nobody waited
+    runtime.record_queueing([5, 0, 3000])
+    seen = runtime.take_window()
+    assert (seen.queueing.count, seen.queueing.zero, seen.queueing.sum_ns) == (3, 1, 3005)
+    assert seen.latency.count == 0
+    assert runtime.take_window().queueing == LatencyHistogram()
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_call_that_waits_for_another_says_so(single):
+    runtime = built()
+    rows = rows_of(TINY, 3)
+    waiting = threading.Event()
+    clock_ns = runtime._clock_ns
+
+    def clock():
+        waiting.set()
+        return clock_ns()
+
+    runtime._clock_ns = clock
+    runtime._lock.acquire()
+    thread = threading.Thread(target=runtime.predict, args=(rows[0] if single else rows,))
+    thread.start()
+    assert waiting.wait(10)  # it has looked at the clock, and asks for the lock next
+    runtime._lock.release()
+    thread.join()
+    seen = runtime.take_window()
+    assert seen.queueing.count == seen.latency.count == 1
+    assert seen.queueing.max_ns > 0
+
+
+def test_many_waits_are_merged_before_the_window_ends():
+    runtime = built()
+    runtime._waits_ns.extend([7] * (RING_ROWS - 1))
+    runtime._wait()
+    runtime._lock.release()
+    assert len(runtime._waits_ns) == 0
+    assert runtime.take_window().queueing.count == RING_ROWS
+
+
+def test_load_that_is_shed_is_refused_and_counted():
+    runtime = built()
+    rows = rows_of(TINY, 5)
+    assert not runtime.shedding
+    runtime.shedding = True
+    for given in (
+        rows[0],
+        rows,
+        rows[0].tolist(),
+        dict(zip("abc", rows[0].tolist(), strict=True)),
+        [rows[0]] * 2,
+    ):
+        with pytest.raises(BudgetExceeded, match=r"load is shed: \d rows are not predicted; ask again later"):
+            runtime.predict(given)
+    runtime.swap(Engine(classifier(missing=("b",), seed=1).artifact))  # a new model is no reason to stop
+    with pytest.raises(BudgetExceeded):
+        runtime.predict(rows[0])
+    runtime.shedding = False
+    runtime.predict(rows[0])
+    seen = runtime.take_window()
+    assert (seen.rows, seen.failed, seen.refused) == (1, 0, (("shed", 1),))
+
+
+def test_rows_that_were_shed_are_counted_by_rows():
+    runtime = built()
+    runtime.shedding = True
+    for given in (rows_of(TINY, 5), rows_of(TINY, 1)[0]):
+        with pytest.raises(BudgetExceeded):
+            runtime.predict(given)
+    assert runtime.take_window().refused == (("shed", 6),)
+
+
+def test_a_large_batch_is_run_in_parts_with_the_same_answers(monkeypatch):
+    runtime = built()
+    rows = rows_of(TINY, 10)
+    whole = runtime.predict(rows)
+    runtime.max_batch = 3
+    calls = []
+    run = runtime.engine._session.run
+
+    def counted_run(*given):
+        calls.append(1)
+        return run(*given)
+
+    monkeypatch.setattr(runtime.engine._session, "run", counted_run)
+    parts = runtime.predict(rows)
+    assert len(calls) == 4
+    assert parts.score.tobytes() == whole.score.tobytes()
+    assert parts.label.tolist() == whole.label.tolist()
+    seen = runtime.take_window()
+    assert seen.latency.count == 2
+    assert seen.profile == counted(TINY, np.concatenate([rows, rows]))
+
+
+def test_a_run_beyond_its_limit_is_counted_as_failed():
+    runtime = built()
+    rows = rows_of(TINY, 2)
+
+    def late():
+        raise BudgetExceeded("a run took longer than 1 s and was ended")
+
+    serves: Any = runtime._serving
+    row, _, *after = good = serves.hot
+    serves.hot = (row, late, *after)
+    with pytest.raises(BudgetExceeded, match="longer than 1 s"):
+        runtime.predict(rows[0])
+    serves.hot = good
+    runtime.predict(rows[1])
+    seen = runtime.take_window()
+    assert (seen.failed, seen.rows) == (1, 1)
+
+
+@pytest.mark.parametrize("sizes", [(400, 400, 400), (1023, 1, 1), (1024, 5), (1500, 3), (3, 1500)])
+def test_batches_that_wait_are_counted_in_the_order_they_came(sizes):
+    runtime = built()
+    rows = np.repeat(rows_of(TINY, 1600), 2, axis=0)[: 2 * sum(sizes)]  # each row repeats the one before
+    done = 0
+    for n in sizes:
+        batch = rows[done : done + n].copy()
+        runtime.predict(batch)
+        batch[:] = 0  # the caller's memory, again
+        done += n
+        for row in rows[done : done + 2]:
+            runtime.predict(row)
+        done += 2
+        assert runtime.rows == done
+    assert runtime.take_window().profile == counted(TINY, rows[:done])
+
+
+def test_numbers_near_the_end_of_float32_are_numbers():
+    runtime = built()
+    largest = np.finfo(np.float32).max
+    for value in (2.0**127, largest, -largest):
+        runtime.predict(np.array([value, 0, 0], np.float32))
+    assert runtime.take_window().refused == ()

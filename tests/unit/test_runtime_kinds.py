@@ -14,7 +14,8 @@ from edge_runtime.contract.manifest import Feature, agrees
 from edge_runtime.contract.profile import class_counts, column_counts
 from edge_runtime.engine import Engine
 from edge_runtime.probe import check_golden
-from edge_runtime.runtime import RING_ROWS, Runtime
+from edge_runtime.runtime import Runtime
+from edge_runtime.serving import RING_ROWS
 from tests.support.tiny_models import categorical, classifier, regressor, sealed, several
 
 COLOUR = Feature(
@@ -343,7 +344,7 @@ def test_a_row_that_the_pipeline_refuses_is_refused_and_its_feature_named():
 
 
 def test_a_row_too_wide_to_look_through_is_refused_without_a_name(monkeypatch):
-    monkeypatch.setattr("edge_runtime.runtime.MOST_BLAMED", 2)
+    monkeypatch.setattr("edge_runtime.serving.MOST_BLAMED", 2)
     runtime: Any = Runtime(replace(classifier(missing=("b",)), refuses=True).artifact)
     with pytest.raises(InputError, match="this combination of values"):
         runtime.predict([0.0, None, 1.0])

@@ -1,5 +1,7 @@
 """What users have, as packed rows: categories as codes, infinities where they are allowed, data frames."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -182,3 +184,97 @@ def test_a_kind_of_array_is_an_array():
     table, single = Schema([Feature(name="x"), Feature(name="y")]).convert(row)
     assert single
     assert type(table) is np.ndarray
+
+
+# ── the quick way for one row ──────────────────────────────────────────────────────────────────────────
+
+PLAIN = (Feature(name="a"), Feature(name="b", missing=True), Feature(name="c", infinite=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.5, 2, True],
+        [0.1, NAN, INF],
+        [np.float32(0.1), np.float64(0.1), np.int64(7)],
+        [1e39, -1e39, 2**60 + 1],
+        [16777217, 0.1, 1e-45],
+        [np.bool_(True), np.float16(0.1), np.int8(-3)],
+    ],
+)
+def test_the_quick_way_packs_the_same_bits(values, dtype):
+    schema = Schema(PLAIN, dtype)
+    wanted, single = schema.convert(values)
+    assert single
+    mapping = dict(zip("abc", values, strict=True))
+    for given in (values, tuple(values), mapping, dict(reversed(mapping.items()))):
+        found: Any = schema.pack(given)
+        assert found.dtype == wanted.dtype
+        assert found.tobytes() == wanted[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [1.0, 2.0],
+        [1.0, 2.0, "3"],
+        [1.0, None, 3.0],
+        [1.0, 2.0, 10**400],
+        [1.0, 2.0, 3j],
+        [[1.0, 2.0, 3.0]],
+        {"a": 1.0, "b": 2.0},
+        {"a": 1.0, "b": 2.0, "d": 3.0},
+        {"a": 1.0, "b": 2.0, "c": "3"},
+        {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0},
+        np.array([1.0, 2.0, 3.0]),
+        "abc",
+        None,
+    ],
+)
+def test_what_is_not_three_numbers_goes_the_long_way(given):
+    assert Schema(PLAIN).pack(given) is None
+
+
+def test_one_feature_and_categories_go_the_long_way_as_mappings():
+    assert Schema(PLAIN[:1]).pack({"a": 1.0}) is None
+    one: Any = Schema(PLAIN[:1]).pack([1.0])
+    assert one.tolist() == [1.0]
+    assert SCHEMA.pack([1.0, 1, 3]) is None
+
+
+def test_a_packed_batch_is_copied():
+    rows = np.ones((2, 3), np.float32)
+    table, single = Schema(PLAIN).convert(rows)
+    assert not single
+    rows[:] = 2
+    assert (table == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("table", "reason", "message"),
+    [
+        (
+            [[0, 0], [5, 0]],
+            "range",
+            r"^row 1: feature 'a' is 5\.0, outside \[-1\.0, 1\.0\], the range the model",
+        ),
+        ([[0, -3]], "range", r"^feature 'b' is -3\.0, outside \[-2\.0, inf\)"),
+        ([[0, -INF]], "range", r"^feature 'b' is -inf, outside"),
+        ([[5, 0], [NAN, 0]], "missing", r"^row 1: feature 'a' is missing"),
+        ([[5, 0], [INF, 0]], "non_finite", r"^row 1: feature 'a' is inf"),
+        ([[0, 0], [0, NAN], [0, INF], [1, -2], [-1, 3e38]], "", ""),
+        (np.zeros((0, 2)), "", ""),
+    ],
+)
+def test_what_lies_outside_a_range_is_refused_after_what_is_not_finite(table, reason, message):
+    schema = Schema(
+        [Feature(name="a", low=-1.0, high=1.0), Feature(name="b", low=-2.0, missing=True, infinite=True)]
+    )
+    rows = np.array(table, np.float32)
+    if not reason:
+        schema.check(rows)
+        return
+    with pytest.raises(InputError, match=message) as refused:
+        schema.check(rows)
+    assert refused.value.reason == reason

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from edge_runtime.adapters.sources import BURST_SECONDS, CATCH_UP_SECONDS, ReplaySource
+from edge_runtime.adapters.sources.replay import BURST_SECONDS, CATCH_UP_SECONDS, ReplaySource
 from edge_runtime.contract.errors import ConfigError
 
 RECORDINGS = {0: range(3), 1: range(3, 4), 2: range(4, 9)}

@@ -601,13 +601,13 @@ def test_rows_that_the_scheduler_disturbed_are_left_out_of_the_timing(monkeypatc
     state = {"row": 0, "clock": 0, "switches": 0, "since": 9}
 
     class Fake(Engine):
-        def run(self, rows):
+        def run(self, rows, **options):
             state["row"] += 1
             hit = bool(every) and state["row"] % every == 0
             state["since"] = 0 if hit else state["since"] + 1
             state["switches"] += hit
             state["clock"] += {0: 100, 1: 10}.get(state["since"], 1)
-            return super().run(rows)
+            return super().run(rows, **options)
 
     monkeypatch.setattr(prober, "_preemptions", lambda: state["switches"])
     monkeypatch.setattr(time, "thread_time_ns", lambda: state["clock"])

@@ -1,4 +1,4 @@
-"""Where rows come from when no application calls `Runtime.predict` itself."""
+"""Recorded rows as a source."""
 
 import random
 import threading
@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.adapters.sources.ndjson import Answerer, Request
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.manifest import Label
 
@@ -52,6 +53,11 @@ class ReplaySource:
         self._recordings = [
             range(part[0], part[-1] + 1) for part in np.split(np.arange(len(recording)), cuts)
         ]
+
+    def serve(self, answer: Answerer, stop: threading.Event) -> None:
+        """Hands each row on when it is due, until ``stop`` is set; nobody reads the answers."""
+        for row, truth in self.rows(stop):
+            answer(Request(rows=row, truth=truth))
 
     def rows(self, stop: threading.Event) -> Iterator[tuple[NDArray[np.float32], Label | None]]:
         """Each row (F,) float32, read-only, with its label if there is one, until ``stop`` is set.

@@ -1,0 +1,125 @@
+"""What a client takes from a broker: which packets, how large, and how a message is read. Pure, and without paho.
+
+Sources: MQTT 3.1.1 (OASIS, 2014) and MQTT 5.0 (OASIS, 2019), sections 2 and 3. Narrower than both where this client
+never asks for more: no QoS 2, no topic alias, no authentication exchange, and one topic a subscription.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_runtime.contract.codec import MAX_MESSAGE_BYTES
+from edge_runtime.contract.errors import LinkError
+
+MAX_PACKET_BYTES: Final = MAX_MESSAGE_BYTES + (64 << 10)
+"""The largest packet kept or sent: the largest message, and the longest topic. paho alone would keep 256 MB."""
+PUBLISH_OVERHEAD_BYTES: Final = 10
+"""What a message adds to its topic and payload: type, lengths, message id, and no properties."""
+MAX_CONTROL_BYTES: Final = 2048
+"""The largest packet that is no message. paho makes an object of 2.4 kB of every byte of a subscription's answer."""
+MAX_HEAD_BYTES: Final = 4 + (64 << 10)
+"""Where topic and message id of the longest legal message end, at the latest."""
+
+CONNACK: Final = 0x20
+PUBLISH: Final = 0x30
+_DISCONNECT: Final = 0xE0
+_NAMES: Final = {
+    CONNACK: "CONNACK",
+    0x40: "PUBACK",
+    0x90: "SUBACK",
+    0xB0: "UNSUBACK",
+    0xD0: "PINGRESP",
+    _DISCONNECT: "DISCONNECT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A PUBLISH packet; ``mid`` is 0 when the quality of service is 0, ``topic`` None when it is no text or empty."""
+
+    topic: str | None
+    payload: bytes = field(repr=False)
+    retained: bool
+    mid: int
+
+
+def check_size(first: int, length: int) -> None:
+    """Refuses a packet by its first byte and remaining length, before anything of it is kept.
+
+    Messages pass whatever their length: the reader keeps the head of one that is too large and forgets the rest.
+
+    Raises:
+        LinkError: it is no message and larger than `MAX_CONTROL_BYTES`.
+    """
+    if first & 0xF0 != PUBLISH and length > MAX_CONTROL_BYTES:
+        raise LinkError(
+            f"the broker sent a packet 0x{first:02x} of {length} bytes, more than the {MAX_CONTROL_BYTES} allowed"
+        )
+
+
+def check_kind(first: int, *, answered: bool, mqtt5: bool) -> None:
+    """Refuses a packet that a broker may not send, or not now; ``answered`` says whether there was a CONNACK.
+
+    Raises:
+        LinkError: with what is wrong.
+    """
+    kind = first & 0xF0
+    if kind == PUBLISH:
+        qos = first >> 1 & 3
+        if qos > 1:
+            raise LinkError(f"the broker sent a message of QoS {qos}, and none above 1 was asked for")
+    elif kind not in _NAMES or (kind == _DISCONNECT and not mqtt5):
+        raise LinkError(f"the broker sent a packet 0x{first:02x}, which is none a broker sends")
+    elif first & 0x0F:
+        raise LinkError(f"the broker sent {_NAMES[kind]} with reserved bits 0x{first:02x}")
+    if (kind == CONNACK) == answered:
+        raise LinkError(
+            "the broker answered CONNECT twice" if answered else "the broker spoke before CONNACK"
+        )
+
+
+def read_message(first: int, body: bytes | bytearray, *, mqtt5: bool) -> Message:
+    """A message from its packet's first byte and what follows the remaining length.
+
+    The properties of MQTT 5 are passed over by their length: nothing here needs them, and one that a parser dislikes,
+    sent by any other client, must not end the connection again and again.
+
+    Raises:
+        LinkError: lengths do not fit, or the message id is 0.
+    """
+    topic, mid, at = read_head(first, body)
+    if mqtt5:
+        length, at = _variable_integer(body, at)
+        at += length
+    if at > len(body):
+        raise LinkError("the broker sent a message that ends before its payload begins")
+    return Message(topic, bytes(memoryview(body)[at:]), bool(first & 1), mid)
+
+
+def read_head(first: int, body: bytes | bytearray) -> tuple[str | None, int, int]:
+    """Topic (see `Message`), message id, and where they end.
+
+    Raises:
+        LinkError: see `read_message`.
+    """
+    at = 2 + int.from_bytes(body[:2])
+    mid = 0
+    with_id = first & 6
+    end = at + 2 if with_id else at
+    if len(body) < max(end, 2):
+        raise LinkError("the broker sent a message that ends within its topic")
+    if with_id and not (mid := int.from_bytes(body[at:end])):
+        raise LinkError("the broker sent a message with id 0")
+    try:
+        return body[2:at].decode() or None, mid, end
+    except UnicodeDecodeError:
+        return None, mid, end
+
+
+def _variable_integer(body: bytes | bytearray, at: int) -> tuple[int, int]:
+    """A variable byte integer of at most four bytes, and where it ends."""
+    value = 0
+    for i, byte in enumerate(body[at : at + 4]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, at + i + 1
+    raise LinkError("the broker sent a message whose properties have no length")
