@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, predict
+from benchmarks import budgets, closing, conversion, device, predict, swaps, update, window
 
 _CONVERSION = (
     "pipeline",
@@ -31,27 +31,58 @@ _LATENCY = (
     "sklearn us",
     *(f"{a}/{b}" for a, b in conversion.RATIOS),
 )
+_SINGLE = (
+    "model",
+    "runtime p50 us",
+    "bare p50 us",
+    "script p50 us",
+    "runtime / bare",
+    "runtime / script",
+    "runtime p99/p50",
+    "bare p99/p50",
+    "mapping adds us",
+    "list adds us",
+)
+_BATCHES = ("model", "256 rows / bare", "256 rows, binned too / bare", "binning us/row")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m benchmarks``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--swaps", type=int, default=1_000, help="how many models are swapped under load")
+    parser.add_argument(
+        "--predictions", type=int, default=1_000_000, help="how many rows meanwhile, at least"
+    )
     given = parser.parse_args(arguments)
-    converted = conversion.run(told=lambda name: print(f"... {name}", file=sys.stderr))
-    print("\n".join(table(converted, _CONVERSION)), end="\n\n")
-    print("\n".join(table(converted, _LATENCY)), end="\n\n")
-    predicted = predict.run()
-    print("\n".join(table(predicted, tuple(predicted[0]))))
+    found: dict[str, Any] = {"conversion": conversion.run(told=_tell)}
+    _show(found["conversion"], _CONVERSION, _LATENCY)
+    found["predict"] = predict.run()
+    _show(found["predict"], _SINGLE, _BATCHES)
+    found["swaps"] = swaps.run(swaps=given.swaps, predictions=given.predictions)
+    print("\n".join(f"{head:36} {value}" for head, value in found["swaps"].items()), end="\n\n")
+    found["window"] = window.run()
+    _show(found["window"])
+    for name, run in (("device", device.run), ("closing", closing.run), ("update", update.run)):
+        _tell(name)
+        found[name] = run()
+        _show(found[name])
+    found["budgets"] = budgets.run(found["device"], found["update"], found["window"])
+    _show(found["budgets"])
     if given.json:
-        figures = {
-            "machine": platform.platform(),
-            "python": platform.python_version(),
-            "conversion": converted,
-            "predict": predicted,
-        }
+        figures = {"machine": platform.platform(), "python": platform.python_version(), **found}
         given.json.write_text(json.dumps(figures, indent=2, default=asdict) + "\n", encoding="utf-8")
     return 0
+
+
+def _tell(what: str) -> None:
+    print(f"... {what}", file=sys.stderr)
+
+
+def _show(rows: Sequence[dict[str, Any]], *heads: Sequence[str]) -> None:
+    """Prints ``rows`` once for each selection of columns, or whole."""
+    for columns in heads or (tuple(rows[0]) if rows else (),):
+        print("\n".join(table(rows, columns)), end="\n\n")
 
 
 def table(rows: Sequence[dict[str, Any]], heads: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from benchmarks import __main__ as command
-from benchmarks import conversion, peers
+from benchmarks import conversion, peers, swaps
 from benchmarks.cases import CASES, Case
 from benchmarks.measure import Ratio, Timing, interleave, ratio
 from converters import signature as signatures
@@ -85,7 +85,7 @@ def test_slow_arms_make_fewer_calls():
 
 def test_a_ratio_is_taken_round_by_round():
     def timing(*rounds):
-        return Timing(p50_us=0.0, p99_us=0.0, p50_low_us=0.0, p50_high_us=0.0, rounds_us=rounds)
+        return Timing(p50_us=0.0, p99_us=0.0, p50_low_us=0.0, p50_high_us=0.0, mean_us=0.0, rounds_us=rounds)
 
     assert ratio(timing(2.0, 20.0, 200.0), timing(1.0, 10.0, 100.0)) == Ratio(2.0, 2.0, 2.0)
     assert str(Ratio(1.0, 0.5, 1234.5)) == "1.00 (0.50-1,234)"
@@ -95,14 +95,31 @@ def test_the_command_prints_tables_and_writes_the_figures(figures, monkeypatch, 
     refused = {"pipeline": "other", "skiff's answers": "refused: because"}
     monkeypatch.setattr(conversion, "run", lambda told: [figures, refused])
     monkeypatch.setattr("benchmarks.predict.run", lambda: [{"model": "logistic", "runtime p50 us": 8.5}])
+    monkeypatch.setattr(swaps, "run", lambda **_: {"failed": 0})
+    for name in ("window", "device", "closing", "update"):
+        monkeypatch.setattr(f"benchmarks.{name}.run", lambda name=name: [{"what": name, "bytes": 7}])
+    held = [{"budget": "window_bytes", "verdict": "within"}]
+    monkeypatch.setattr("benchmarks.budgets.run", lambda *_: held)
     assert command.main(["--json", str(tmp_path / "f.json")]) == 0
     printed = capsys.readouterr().out
     assert "refused: because" in printed
     assert str(figures["graph/plain"]) in printed
+    assert "window_bytes  within" in printed
     written = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert written["conversion"][0]["graph/plain"]["middle"] == figures["graph/plain"].middle
+    assert written["budgets"] == held
     assert written["predict"] == [{"model": "logistic", "runtime p50 us": 8.5}]
 
 
 def test_every_case_has_a_name_of_its_own():
     assert len({case.name for case in CASES}) == len(CASES) >= 10
+
+
+def test_swaps_under_load_lose_no_row():
+    found = swaps.run(swaps=12, predictions=600)
+    assert found["swaps"] == 12
+    assert found["predictions"] >= 600
+    assert found["failed"] == found["not counted"] == 0
+    for when in ("swapping", "loading", "neither"):
+        p50, p99, longest = found[f"gap ms, {when}: p50, p99, max"]
+        assert 0 <= p50 <= p99 <= longest
