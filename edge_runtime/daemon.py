@@ -76,7 +76,7 @@ class Daemon:
             delay=lambda attempt: next_delay_seconds(attempt, self._rng),
         )
         self._link_state = (time.monotonic(), "not connected yet")
-        self._updates = Updates(config, self._link.wake)
+        self._updates = Updates(config, wake=self._link.wake, killed=self._watch.note)
         self._stop = threading.Event()
         self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
         self._notifier = Notifier(os.environ)

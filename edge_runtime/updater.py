@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from edge_runtime.adapters import sandbox
-from edge_runtime.adapters.child import end_with_reader
+from edge_runtime.adapters.child import end_with_reader, give_way
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.contract import codec, ids, topics
 from edge_runtime.contract.errors import ArtifactError, ContractError, LinkError, SkiffError
@@ -450,6 +450,7 @@ def _say(line: dict[str, Any]) -> None:
 def main() -> int:
     """Entry point: 0 with a result on stdout, 2 when the job on stdin is none."""
     end_with_reader()
+    give_way()
     try:
         job = Job.read(json.loads(sys.stdin.buffer.read(MAX_JOB_BYTES)))
     except (ValueError, ContractError) as e:

@@ -18,11 +18,15 @@ log = logging.getLogger("skiffd")
 
 
 class Updates:
-    """At most one update child at a time; ``wake`` is called when it has spoken. Not thread-safe."""
+    """At most one update child at a time. Not thread-safe.
 
-    def __init__(self, config: DaemonConfig, wake: Callable[[], None]) -> None:
+    ``wake`` is called when it has spoken, ``killed`` when it was ended by a signal.
+    """
+
+    def __init__(self, config: DaemonConfig, *, wake: Callable[[], None], killed: Callable[[], None]) -> None:
         self._config = config
         self._wake = wake
+        self._killed = killed
         self._child: Child | None = None
         self._answered = False
 
@@ -65,6 +69,8 @@ class Updates:
                     yield ended
                 elif "exit" in line:
                     self._child = None
+                    if line["exit"] < 0:
+                        self._killed()
                     if not self._answered:
                         reason = f"the update child ended with {line['exit']}: {line['stderr'][-300:]}"
                         log.warning("update_died reason=%s", reason)

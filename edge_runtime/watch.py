@@ -101,7 +101,10 @@ class Watch:
         runtime.max_batch = self._max_batch
 
     def note(self) -> None:
-        """Writes down how things stand: what happens next may leave no time for it."""
+        """Writes down how things stand: what happens next may leave no time for it.
+
+        Also when a child was killed: the kernel's count of kills for want of memory rose then, and not for us.
+        """
         self._exits.note(
             over=self._guard.over,
             rss_bytes=self.newest.rss_bytes,

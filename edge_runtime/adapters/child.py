@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 MAX_LINE_BYTES: Final = 1 << 20
@@ -112,6 +113,17 @@ class Child:
     def _put(self, line: dict[str, Any]) -> None:
         self._lines.put(line)
         self._wake()
+
+
+def give_way() -> None:
+    """For the child: when memory runs out the kernel kills it, and what it starts, before the daemon.
+
+    Source: proc(5), ``/proc/pid/oom_score_adj``; to raise one's own needs no privilege.
+    """
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    except OSError as e:  # a container may hide it
+        sys.stderr.write(f"oom_score_adj cannot be raised: {e}\n")
 
 
 def end_with_reader() -> None:

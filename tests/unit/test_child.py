@@ -248,3 +248,13 @@ def test_a_job_that_is_no_json_is_the_callers_error():
 
 def test_the_last_line_is_the_end_and_nothing_follows(run):
     assert [json.dumps(line) for line in run("print('{}')").lines()] == ["{}", '{"exit": 0, "stderr": ""}']
+
+
+def test_a_child_that_gives_way_is_killed_before_its_daemon():
+    script = """
+from edge_runtime.adapters.child import give_way
+give_way()
+print(open("/proc/self/oom_score_adj").read())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("1000", "")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from edge_runtime.adapters import child
 from edge_runtime.config import load
 from edge_runtime.contract.codec import decode
 from edge_runtime.contract.errors import InputError, SkiffError
@@ -14,12 +15,23 @@ from edge_runtime.contract.ids import Digest, SessionId
 from edge_runtime.contract.messages import Window
 from edge_runtime.contract.release import TrialGate
 from edge_runtime.core import lifecycle
-from edge_runtime.core.events import Append, GapFound, Save, Saved, Started, Trim, Unsaved
+from edge_runtime.core.events import (
+    Append,
+    GapFound,
+    Save,
+    Saved,
+    Started,
+    StartUpdate,
+    Trim,
+    Unsaved,
+    UpdateEnded,
+)
 from edge_runtime.core.windowing import WindowPolicy
 from edge_runtime.daemon import Daemon
 from edge_runtime.keeper import GAP_SECONDS, MAX_UNKEPT, Keeper
 from edge_runtime.runtime import Runtime
 from edge_runtime.skiffd import main
+from edge_runtime.updates import Updates
 from tests.support.tiny_models import classifier
 
 DIGEST = Digest("ab" * 32)
@@ -153,3 +165,29 @@ def test_a_device_that_refuses_every_row_is_not_silent(config):
     runtime.predict([0.0, 0.0, 0.0])
     daemon._tick(time.monotonic())
     assert daemon._keeper.report.records == 1, "one row would be readable"
+
+
+@pytest.mark.parametrize(("code", "noted"), [(-9, 1), (1, 0)])
+def test_an_update_child_that_was_killed_is_noted_and_its_update_tried_again(
+    config, monkeypatch, code, noted
+):
+    lines = [{"exit": code, "stderr": "last words"}]
+
+    class Ended:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def poll(self):
+            return lines.pop() if lines else None
+
+    monkeypatch.setattr(child, "Child", Ended)
+    notes: list[int] = []
+    updates = Updates(config, wake=lambda: None, killed=lambda: notes.append(1))
+    updates.start(StartUpdate(release=b"", floor=0, serving=None, have=(), quarantine=()))
+    assert updates.running
+    (ended,) = updates.listen()
+    assert isinstance(ended, UpdateEnded)
+    assert (ended.ok, ended.retry) == (False, True)
+    assert ended.reason == f"the update child ended with {code}: last words"
+    assert len(notes) == noted
+    assert not updates.running
