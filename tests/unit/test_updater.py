@@ -616,6 +616,25 @@ def test_rows_that_the_scheduler_disturbed_are_left_out_of_the_timing(monkeypatc
     assert set(spent.tolist()) == ({100} if every == 1 else {1})
 
 
+def test_a_burst_of_others_does_not_outlast_the_pauses(monkeypatch):
+    """Rows cost fifty times as much until the burst is over, which takes longer than all rows would at a stretch."""
+    state = {"clock": 0, "pauses": 0}
+
+    class Fake(Engine):
+        def run(self, rows, **options):
+            state["clock"] += 50 if state["pauses"] < 15 else 1
+            return super().run(rows, **options)
+
+    def pause():
+        state["pauses"] += 1
+
+    monkeypatch.setattr(prober, "_preemptions", lambda: 0)
+    monkeypatch.setattr(time, "thread_time_ns", lambda: state["clock"])
+    spent = prober.time_rows(Fake(artifact()), 2000, pause=pause)
+    assert state["pauses"] == len(spent) // prober.PART_ROWS
+    assert prober.quietest_ns(spent, 0.99) == 1
+
+
 @pytest.mark.parametrize(
     ("module", "loads", "never"),
     [
