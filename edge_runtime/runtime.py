@@ -452,6 +452,7 @@ class Runtime:
                 self._begin(serving)
             # What takes time is done while the new model answers.
             old.count_ring(old.ring)
+            old.count()
             seen = rest(profile=old.binner.take(), latency=latency.merge(_drained(durations_ns)))
             del old
         trim_memory()
@@ -479,6 +480,7 @@ class Runtime:
 
     def _flush(self) -> None:
         self._flush_ring()
+        self._serving.count()
         self._flush_clocks()
 
     def _flush_ring(self) -> None:

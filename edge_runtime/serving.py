@@ -109,9 +109,9 @@ class Serving:
 
     def count_ring(self, ring: list[bytes]) -> None:
         """Counts the records of ``ring``, behind the batches that came before them."""
-        self.count()
         if not ring:
             return
+        self.count()
         found = np.frombuffer(b"".join(ring), self._block.layout)
         labels = found["labels"] if self._counts_labels else np.zeros(len(ring), np.int64)
         self.binner.observe(found["row"], labels, found["scores"])

@@ -678,3 +678,12 @@ def test_numbers_near_the_end_of_float32_are_numbers():
     for value in (2.0**127, largest, -largest):
         runtime.predict(np.array([value, 0, 0], np.float32))
     assert runtime.take_window().refused == ()
+
+
+def test_batches_wait_for_each_other_to_be_counted():
+    runtime = built()
+    for n in range(1, 4):
+        runtime.predict(rows_of(TINY, 10))
+        assert (runtime._serving.binner.rows, runtime.rows) == (0, 10 * n)
+    runtime.predict(rows_of(TINY, 1)[0])
+    assert runtime.take_window().rows == 31
