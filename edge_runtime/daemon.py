@@ -111,13 +111,13 @@ class Daemon:
         for topic in self._agent.subscriptions:
             self._link.subscribe(topic)
         self._handle(core.ClockChanged(self._synced))
+        if self._feed is not None:
+            self._feed.start()  # it answers as soon as a model serves, while what follows waits for the disk
         self._handle(core.Started())
         try:
             self._status.start()
         except LinkError as e:
             log.warning("status_unavailable reason=%s", e)
-        if self._feed is not None:
-            self._feed.start()
         self._link.start()
         self._notifier.ready()
         failure: BaseException | None = None
