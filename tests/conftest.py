@@ -3,12 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.services import Mosquitto, find_mosquitto
+from tests.services import Mosquitto, find_mosquitto, missing_service
 
 # Nothing above loads numpy: one BLAS thread each, or the workers of `-n` fight over the cores.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -20,13 +19,6 @@ settings.register_profile(
     "explore", max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def missing_service(what: str) -> NoReturn:
-    """Skip the test, or fail it where CI promises the service (``SKIFF_REQUIRE_SERVICES=1``)."""
-    if os.environ.get("SKIFF_REQUIRE_SERVICES") == "1":
-        pytest.fail(f"{what}, and SKIFF_REQUIRE_SERVICES=1 forbids skipping", pytrace=False)
-    pytest.skip(what)
 
 
 @pytest.hookimpl(tryfirst=True)

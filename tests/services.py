@@ -9,6 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 15.0
@@ -17,6 +20,13 @@ POLL_SECONDS = 0.01
 
 # Debian installs the broker where an ordinary user's PATH does not look.
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+
+
+def missing_service(what: str) -> NoReturn:
+    """Skip the test, or fail it where CI promises the service (``SKIFF_REQUIRE_SERVICES=1``)."""
+    if os.environ.get("SKIFF_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{what}, and SKIFF_REQUIRE_SERVICES=1 forbids skipping", pytrace=False)
+    pytest.skip(what)
 
 
 class ServiceError(RuntimeError):

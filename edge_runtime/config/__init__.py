@@ -85,11 +85,6 @@ class DaemonConfig:
     run_limit_seconds: float
     max_batch: int
 
-    @property
-    def clock_synced(self) -> bool:
-        """Whether the clock is trusted unless the kernel is asked; see `clock`."""
-        return self.clock != "unsynced"
-
 
 def load(path: Path | str) -> DaemonConfig:
     """Reads ``path``; raises `ConfigError` naming the file, the key and what is allowed."""

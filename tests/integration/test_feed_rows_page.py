@@ -14,6 +14,7 @@ from edge_runtime.adapters.sources.ndjson import Refusal, parse
 from edge_runtime.adapters.sources.unix import UnixSource
 from edge_runtime.feed import Feed
 from edge_runtime.runtime import Runtime
+from tests.services import missing_service
 from tests.support.tiny_models import classifier
 
 WAIT_SECONDS = 30.0
@@ -68,7 +69,7 @@ def test_the_pipe_works(page, tmp_path, repository):
 )
 def test_the_clients_work(page, language, program, tmp_path):
     if shutil.which(program[0]) is None:
-        pytest.skip(f"{program[0]} is not installed")
+        missing_service(f"{program[0]} is not installed (Debian: apt-get install nodejs)")
     path = tmp_path / "rows.sock"
     stop = threading.Event()
     feed = Feed(UnixSource(path), stop)

@@ -28,6 +28,7 @@ from edge_runtime.contract.messages import Ack, Event, Status, Window
 from edge_runtime.contract.topics import ACK, RELEASE, Delivery, Topics
 from edge_runtime.core import lifecycle
 from edge_runtime.link import Broker, Link, Outgoing, Received
+from tests.support.device import whole_state
 from tests.support.loop import Line
 from tests.support.tiny_models import Tiny, classifier
 
@@ -354,14 +355,7 @@ class Home:
 
     def check_state(self) -> lifecycle.SlotState:
         """The state on disk, whole, and every model it names whole."""
-        slots = Slots(self.state)
-        assert slots.damage == ()
-        record = slots.record()
-        assert record is not None
-        state = lifecycle.from_document(record, MODEL)
-        for digest in state.known:
-            assert slots.has(digest, verify=True), f"{digest} of {state}"
-        return state
+        return whole_state(self.state, MODEL)
 
     def outbox(self) -> dict[Key, Window | Event]:
         """What the outbox of a daemon that has ended holds; read from a copy, for opening it changes the file."""

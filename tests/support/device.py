@@ -1,7 +1,10 @@
 """Values that tests of the device's control plane are made of."""
 
+from pathlib import Path
+
 import numpy as np
 
+from edge_runtime.adapters.slots import Slots
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, RolloutId, SessionId
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
@@ -9,6 +12,7 @@ from edge_runtime.contract.messages import Health, SignedRelease
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile, empty_profile
 from edge_runtime.contract.release import EVERYONE, Release, TrialGate, to_payload
 from edge_runtime.core.events import WindowClosed
+from edge_runtime.core.lifecycle import SlotState, from_document
 from edge_runtime.core.voice import Identity
 
 FLEET = FleetId("fleet")
@@ -89,3 +93,15 @@ def closed(model: Digest, rows: int = 20, each_ns: int = 50_000, end_ns: int = 2
         latency=cpu(rows, each_ns),
         health=Health(rss_bytes=1, peak_rss_bytes=2, cpu_ns=3, uptime_ns=4),
     )
+
+
+def whole_state(folder: Path, model: ModelName) -> SlotState:
+    """The state on disk; fails unless it is whole, and every model that it names installed and whole."""
+    slots = Slots(folder)
+    assert slots.damage == ()
+    record = slots.record()
+    assert record is not None
+    state = from_document(record, model)
+    for found in state.known:
+        assert slots.has(found, verify=True), f"{found} of {state}"
+    return state

@@ -23,12 +23,12 @@ from aggregator.records import DeviceRecord, Selection
 from cli.operate import order
 from cli.publishing import publish
 from cli.view import FleetView
-from edge_runtime.adapters.slots import Slots
 from edge_runtime.contract import ids
 from edge_runtime.contract.ids import Digest
 from edge_runtime.core import lifecycle
 from edge_runtime.link import Broker
 from tests.services import Mosquitto
+from tests.support.device import whole_state
 from trainer.datasets import load_watch
 from trainer.publish import Repository
 
@@ -209,14 +209,7 @@ class Device(Program):
 
     def check_state(self) -> lifecycle.SlotState:
         """The state a killed daemon leaves: the record whole, and every model it names installed and whole."""
-        slots = Slots(self.state)
-        assert slots.damage == ()
-        record = slots.record()
-        assert record is not None
-        state = lifecycle.from_document(record, MODEL)
-        for digest in state.known:
-            assert slots.has(digest, verify=True), f"{self.name}: {digest} of {state}"
-        return state
+        return whole_state(self.state, MODEL)
 
 
 def _values(detail: str) -> dict[str, str]:

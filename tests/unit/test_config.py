@@ -38,7 +38,7 @@ def test_a_minimal_file_gets_safe_defaults(write, tmp_path, monkeypatch):
     assert (config.broker.host, config.broker.port, config.broker.password) == ("localhost", 1883, "")
     assert (config.window.period_ns, config.window.min_rows) == (300_000_000_000, 30)
     assert (config.budget.predict_p99_ns, config.budget.rss_bytes) == (0, 0)
-    assert (config.source.kind, config.threads, config.clock_synced) == ("none", 1, True)
+    assert (config.source.kind, config.threads, config.clock) == ("none", 1, "auto")
     assert config.state_dir == (tmp_path / "state").resolve()
     assert config.trust_root == (tmp_path / "root.json").resolve()
 
@@ -135,17 +135,17 @@ def test_windows_are_spread_over_a_tenth_of_the_period_unless_told(write, second
 
 
 @pytest.mark.parametrize(
-    ("told", "clock", "trusted"),
+    ("told", "clock"),
     [
-        ("", "auto", True),
-        ('clock_synced = "auto"', "auto", True),
-        ("clock_synced = true", "synced", True),
-        ("clock_synced = false", "unsynced", False),
+        ("", "auto"),
+        ('clock_synced = "auto"', "auto"),
+        ("clock_synced = true", "synced"),
+        ("clock_synced = false", "unsynced"),
     ],
 )
-def test_the_clock_is_trusted_as_told_or_as_the_kernel_says(write, told, clock, trusted):
+def test_the_clock_is_trusted_as_told_or_as_the_kernel_says(write, told, clock):
     config = load(write(MINIMAL.replace("[device]", f"[device]\n{told}")))
-    assert (config.clock, config.clock_synced) == (clock, trusted)
+    assert config.clock == clock
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from edge_runtime.config import load
+from tests.services import missing_service
 
 UNIT = "device_configs/skiffd.service"
 
@@ -60,7 +61,7 @@ def test_its_files_go_where_the_unit_looks_for_them(repository, page):
 def test_its_certificates_are_ones_that_the_check_accepts(page, tmp_path):
     """The three OpenSSL commands, run as they stand except for where the files are."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed (Debian: apt-get install openssl)")
+        missing_service("openssl is not installed (Debian: apt-get install openssl)")
     from edge_runtime.check import certificate  # noqa: PLC0415 (only where there is something to look at)
 
     authority = (

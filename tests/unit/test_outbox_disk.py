@@ -1,9 +1,8 @@
 """Disks that are full, read-only or broken: nothing accepted is lost, nothing ends the daemon, and it heals."""
 
-import resource
+import os
 import sqlite3
-import subprocess
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,12 @@ from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.messages import Window
 from edge_runtime.core import rollup
-from tests.support import history
+from tests.support import disks, history
+from tests.support.disks import may_mount, read_only, tmpfs
 from tests.support.history import History, read_windows, session, total
 
 ONE = ids.session_id(f"{1:016x}")
 TOPIC = "skiff/1/f/d/dev/event"
-
-
-def may_mount():
-    """Whether this process may mount file systems (CAP_SYS_ADMIN)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (capabilities,) = [line.split()[1] for line in status.splitlines() if line.startswith("CapEff")]
-    return bool(int(capabilities, 16) >> 21 & 1)
 
 
 def keys(outbox):
@@ -36,25 +29,10 @@ def keys(outbox):
 
 
 @contextmanager
-def tmpfs(folder, size="512k"):
-    """A real file system of its own, small enough to fill."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
 def file_system_full(outbox, folder):
     """ENOSPC from a real file system."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    yield
-    ballast.unlink()
+    with disks.filled(folder):
+        yield
 
 
 @contextmanager
@@ -68,29 +46,9 @@ def database_full(outbox, folder):
 
 @contextmanager
 def no_writing(outbox, folder):
-    """EFBIG from every write: SQLITE_IOERR, as from a disk that is broken or was made read-only under our feet."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
+    """EFBIG from every write: SQLITE_IOERR."""
+    with disks.no_writing(os.getpid()):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def read_only(folder):
-    """A read-only file system where we may mount one, else a folder without the right to write."""
-    if not may_mount():
-        folder.chmod(0o500)
-        yield
-        folder.chmod(0o700)
-        return
-    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 REFUSALS = [database_full, no_writing, *([file_system_full] if may_mount() else [])]
