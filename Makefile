@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.skiff-setup
 JOBS ?= 2
 PYTEST_ARGS ?=
+# Where the environment forbids it, pytest would rewrite every assertion, and each child compile our packages, every time.
+unexport PYTHONDONTWRITEBYTECODE
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) pyproject.toml
 
@@ -43,11 +45,11 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP) ## the whole loop on this machine (KEEP=1 keeps the work folder, JSON=file writes the result)
 	@$(BIN)/skiff demo $(if $(KEEP),--keep) $(if $(JSON),--json $(JSON))
 
-test: $(STAMP) ## the tests, without the long matrices
+test: $(STAMP) ## the tests, without the long matrices (under five minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP) ## every test, the long matrices too
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+test-all: $(STAMP) ## every test, the long matrices and more random examples too (about 25 minutes on two cores)
+	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-full} $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

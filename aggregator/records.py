@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
+from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, LayoutId, ModelName, RolloutId, SessionId
 from edge_runtime.contract.messages import ModelReport, Window
-from edge_runtime.contract.profile import Profile
 from edge_runtime.contract.release import Release, TrialGate
 
 COHORT_ATTRIBUTE: Final = "cohort"
@@ -27,13 +27,23 @@ class Arrival:
     judged: bool
 
 
+CAUSES: Final = ("topic", "payload", "kind", "sender", "counts", "layout", "overlap", "decoder")
+"""Why a message is a dead letter, few enough to count by.
+
+In this order: no topic of a device; bytes that are no message; a message that devices do not send; one that belongs on
+another topic; counts beyond any honest window; counts that contradict the artifact's layout; windows counted once
+already; a mistake in the decoder.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that breaks the contract, and why."""
+    """A message that breaks the contract, and why: ``reason`` in words, ``cause`` as one of `CAUSES`."""
 
     topic: str
     payload: bytes
     reason: str
+    cause: str = "payload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +53,30 @@ class Stored:
     stored: int
     duplicates: int
     overlapping: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one batch of messages came to.
+
+    ``windows``, ``duplicates`` and ``overlaps`` are records new, known already and refused; ``dead`` counts letters by
+    cause, `CAUSES`. ``acks`` were published, ``unsaid`` could not be. ``shed`` were not looked at: their senders had
+    too many waiting. ``seconds`` is the batch's time, ``commit_seconds`` the store's share of it, None when there was
+    nothing to store.
+    """
+
+    messages: int = 0
+    windows: int = 0
+    duplicates: int = 0
+    overlaps: int = 0
+    events: int = 0
+    statuses: int = 0
+    dead: tuple[tuple[str, int], ...] = ()
+    acks: int = 0
+    unsaid: int = 0
+    shed: int = 0
+    seconds: float = 0.0
+    commit_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +102,8 @@ class DeviceTotals:
     """The counts of one device's windows of one artifact; ``rss_bytes`` is the newest, the peak the largest.
 
     ``windows`` are those that devices closed: a merged record counts as many as it holds.
-    ``first_ns`` and ``last_ns`` are times of receipt.
+    ``first_ns`` and ``last_ns`` are times of receipt. The last three are sums over the records, each with n labelled
+    rows and c correct ones: Σn², Σc·n and Σc², exact as long as they are below 2^53.
     """
 
     device: DeviceId
@@ -84,25 +119,9 @@ class DeviceTotals:
     peak_rss_bytes: int
     first_ns: int
     last_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Consecutive windows of one device and one artifact, merged: one unit of a drift test.
-
-    ``windows`` are those that the device closed, ``seconds`` is the time they span together; ``first`` and ``last``
-    are their records' numbers in the store.
-    """
-
-    device: DeviceId
-    profile: Profile
-    windows: int
-    rows: int
-    seconds: float
-    labelled: int
-    correct: int
-    first: int
-    last: int
+    labelled_squares: float = 0.0
+    products: float = 0.0
+    correct_squares: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +137,21 @@ class StoreFigures:
     events: int
     dead_letters: int
     dead_letters_ever: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who leads. ``holder`` is empty when the last one laid it down; ``term`` rises with every change of hands,
+    ``beat`` with every renewal.
+    """
+
+    holder: str
+    term: int
+    beat: int = 0
+
+
+class LeaseLost(SkiffError):
+    """Another process leads: what this one wanted to write as the leader was not written."""
 
 
 # ── devices ────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,6 +191,26 @@ class DeviceRecord:
     def report(self, model: str) -> ModelReport | None:
         """What the device says about one model family."""
         return next((report for report in self.models if report.model == model), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """The fleet as its leader sees it at one moment, counted by what is few: never by device.
+
+    ``silent`` devices are online and were not heard for a while. ``verdicts`` counts what stands by (kind, outcome),
+    ``incidents`` the open ones by (kind, severity), ``retrains`` requests by state, ``rollouts`` each track's newest by
+    state. ``latency`` holds (model, quantile, nanoseconds) of the newest windows.
+    """
+
+    known: int
+    online: int
+    silent: int
+    store: StoreFigures
+    verdicts: tuple[tuple[str, str, int], ...] = ()
+    incidents: tuple[tuple[str, str, int], ...] = ()
+    retrains: tuple[tuple[str, int], ...] = ()
+    rollouts: tuple[tuple[str, int], ...] = ()
+    latency: tuple[tuple[str, float, float], ...] = ()
 
 
 # ── rollouts ───────────────────────────────────────────────────────────────────────────────────────────
@@ -248,109 +302,6 @@ class AuditEntry:
     cohort: str = ""
     model: str = ""
     rollout: str = ""
-
-
-# ── drift ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One column compared between the reference and the fleet, both as the mean of their units.
-
-    ``p`` is adjusted for all columns of the test. ``psi``, ``ks``, ``js_bits`` and the two in standard
-    deviations of the reference are the familiar figures, for reading; the verdict is the test's. ``cut`` is
-    the value where the distributions differ most and ``below`` the shares at or below it (reference, fleet);
-    ``broad`` is the share of the fleet's units on the fleet's side of the reference there.
-    """
-
-    name: str
-    p: float
-    statistic: float
-    moved: bool
-    psi: float
-    ks: float
-    js_bits: float
-    wasserstein_sd: float
-    mean_shift_sd: float
-    missing: tuple[float, float]
-    cut: float
-    below: tuple[float, float]
-    broad: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """The outcome of one test on one look: ``stable``, ``moved`` or ``insufficient``.
-
-    ``alpha`` is the level this test was held to; ``figures`` are sorted, most surprising first.
-    """
-
-    outcome: str
-    reason: str
-    p: float = 1.0
-    alpha: float = 0.0
-    reference_units: int = 0
-    fleet_units: int = 0
-    permutations: int = 0
-    exact: bool = False
-    figures: tuple[Figure, ...] = ()
-
-    @property
-    def moved(self) -> tuple[str, ...]:
-        """The names of the columns that moved."""
-        return tuple(figure.name for figure in self.figures if figure.moved)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What stands for one artifact, cohort of devices and kind: ``stable``, ``warning``, ``drifted`` or
-    ``insufficient``.
-
-    ``cohort`` is ``fleet`` or ``attribute=value``. ``left_out`` names devices that were not judged, with the
-    reason. ``streak`` counts looks that moved in a row, ``clear`` looks beyond the clear threshold since.
-    ``first`` and ``last`` are the window numbers the look covered; ``changed`` is ``opened`` or ``closed``
-    when this look did that to the incident.
-    """
-
-    kind: str
-    model: ModelName
-    digest: Digest
-    cohort: str
-    at_ns: int
-    outcome: str
-    reason: str
-    judgement: Judgement
-    devices: tuple[DeviceId, ...] = ()
-    left_out: tuple[tuple[DeviceId, str], ...] = ()
-    streak: int = 0
-    clear: int = 0
-    incident: bool = False
-    changed: str = ""
-    first: int = 0
-    last: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trail:
-    """What a verdict remembers of the looks before it; see `Verdict`."""
-
-    model: ModelName
-    digest: Digest
-    cohort: str
-    kind: str
-    streak: int
-    clear: int
-    incident: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A device's outputs at the baseline look: its profile, and its share of right answers where truth was known."""
-
-    device: DeviceId
-    profile: Profile
-    labelled: int
-    correct: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

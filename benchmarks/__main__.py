@@ -9,7 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budgets, closing, conversion, device, predict, swaps, update, window
+from benchmarks import (
+    budgets,
+    calibration,
+    calibration_text,
+    closing,
+    conversion,
+    device,
+    drift_peers,
+    ingest,
+    judging,
+    predict,
+    swaps,
+    update,
+    window,
+)
 
 _CONVERSION = (
     "pipeline",
@@ -54,6 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--predictions", type=int, default=1_000_000, help="how many rows meanwhile, at least"
     )
+    parser.add_argument(
+        "--drift-peers",
+        action="store_true",
+        help="install and measure the drift peers, too: gigabytes, an hour",
+    )
     given = parser.parse_args(arguments)
     found: dict[str, Any] = {"conversion": conversion.run(told=_tell)}
     _show(found["conversion"], _CONVERSION, _LATENCY)
@@ -63,12 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"{head:36} {value}" for head, value in found["swaps"].items()), end="\n\n")
     found["window"] = window.run()
     _show(found["window"])
-    for name, run in (("device", device.run), ("closing", closing.run), ("update", update.run)):
+    for name, run in (
+        ("device", device.run),
+        ("closing", closing.run),
+        ("update", update.run),
+        ("ingest", ingest.run),
+        ("judging", judging.run),
+    ):
         _tell(name)
         found[name] = run()
         _show(found[name])
     found["budgets"] = budgets.run(found["device"], found["update"], found["window"])
     _show(found["budgets"])
+    _tell("calibration")
+    found["calibration"] = calibration.run()
+    print(calibration_text.markdown(found["calibration"]), end="\n\n")
+    if given.drift_peers:
+        found["drift_peers"] = drift_peers.run()
+        print("\n".join(drift_peers.table(found["drift_peers"])), end="\n\n")
     if given.json:
         figures = {"machine": platform.platform(), "python": platform.python_version(), **found}
         given.json.write_text(json.dumps(figures, indent=2, default=asdict) + "\n", encoding="utf-8")

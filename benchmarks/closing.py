@@ -29,7 +29,8 @@ from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.messages import Ack, Event, Window
 from edge_runtime.contract.topics import ACK, Topics
 from edge_runtime.daemon import Daemon
-from edge_runtime.link import Broker, Connected, Link, Outgoing, Received
+from edge_runtime.link import Connected, Link, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.runtime import Runtime
 
 WINDOW_SECONDS: Final = {"every second": 1.0, "none": 86_400.0}
@@ -93,6 +94,10 @@ def acknowledged(at: Address) -> Iterator[Any]:
         process.join()
 
 
+def _connected(daemon: Daemon) -> bool:
+    return daemon._link is not None and daemon._link.connected
+
+
 def phase(
     config: Path, rows: Sequence[NDArray[np.float32]], *, seconds: float, pace: float, stored: Any
 ) -> Phase:
@@ -101,7 +106,7 @@ def phase(
 
     def application() -> Phase:
         try:
-            _wait(lambda: daemon._runtime is not None and daemon._link.connected, "the daemon")
+            _wait(lambda: daemon._runtime is not None and _connected(daemon), "the daemon")
             runtime = daemon._runtime
             assert runtime is not None
             _predict(runtime, rows, seconds=WARM_SECONDS, pace=0.0)

@@ -19,11 +19,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from converters import convert
+from edge_runtime.skiffd import SWITCH_SECONDS
 from trainer.datasets import load_watch
 
 
 def run(
-    *, swaps: int = 10_000, predictions: int = 10_000_000, switch_seconds: float = 0.0005
+    *, swaps: int = 10_000, predictions: int = 10_000_000, switch_seconds: float = SWITCH_SECONDS
 ) -> dict[str, Any]:
     """Figures of ``swaps`` swaps, a new engine each time, while at least ``predictions`` rows are predicted.
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swaps", description=__doc__)
     parser.add_argument("--swaps", type=int, default=10_000)
     parser.add_argument("--predictions", type=int, default=10_000_000)
-    parser.add_argument("--switch-seconds", type=float, default=0.0005)
+    parser.add_argument("--switch-seconds", type=float, default=SWITCH_SECONDS)
     given = parser.parse_args(arguments)
     figures = run(swaps=given.swaps, predictions=given.predictions, switch_seconds=given.switch_seconds)
     print("\n".join(f"{head:36} {value}" for head, value in figures.items()))

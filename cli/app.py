@@ -1,40 +1,20 @@
 """The commands of ``skiff``, put together."""
 
-import importlib.metadata
-import platform
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli import broker_config, models, operate
-from cli.broker import find_broker
-from cli.demo.command import demo
-from cli.models import JsonFlag
-from cli.output import EXIT_CODES, FAILED, out, print_json, reported
+from cli.commands import Commands
+from cli.output import EXIT_CODES, out
 from edge_runtime import __version__
-from edge_runtime.contract import ids
-from edge_runtime.contract.errors import LinkError
-from trainer.publish import Repository
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a fitted scikit-learn pipeline to a fleet that updates itself. Data on stdout, logs on stderr.",
     epilog=EXIT_CODES,
 )
-app.command(epilog=EXIT_CODES)(models.train)
-app.command("convert", epilog=EXIT_CODES)(models.convert_command)
-app.command(epilog=EXIT_CODES)(models.parity)
-app.command(epilog=EXIT_CODES)(models.inspect)
-app.command()(operate.publish)
-app.command()(operate.serve)
-app.command()(operate.fleet)
-app.command()(operate.drift)
-app.command()(operate.backtest)
-app.add_typer(operate.rollout_app, name="rollout")
-app.command()(operate.retrain)
-app.command()(demo)
 
 
 def _version(wanted: bool) -> None:
@@ -49,67 +29,3 @@ def root(
 ) -> None:
     """From a fitted scikit-learn pipeline to a fleet that updates itself."""
     del version
-
-
-@app.command()
-def pki(
-    repository: Annotated[Path, typer.Argument(help="Where the repository stands or is to stand.")],
-    auto: Annotated[str, typer.Option(help="Let the builder key publish this model family on its own.")] = "",
-) -> None:
-    """Make the signing keys on first use, and say which have to go offline."""
-    with reported():
-        found = Repository.create(repository)
-        if auto:
-            found.enable_auto(ids.model_name(auto))
-        out.print(f"keys        {repository / 'keys'} (its README says which belong offline)", markup=False)
-        out.print(f"pinned root {found.pinned_root} (devices are provisioned with it)", markup=False)
-        for role, moment in sorted(found.expiries().items()):
-            out.print(f"{role:11} expires {moment:%Y-%m-%d}", markup=False)
-
-
-@app.command("broker-config")
-def broker_config_command(
-    fleet: Annotated[str, typer.Argument(help="The fleet's name.")],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for mosquitto.conf and skiff.acl.")],
-) -> None:
-    """Write Mosquitto's configuration and the access rules of a fleet."""
-    with reported():
-        name = ids.fleet_id(fleet)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "mosquitto.conf").write_text(broker_config.MOSQUITTO_CONF, encoding="utf-8")
-        (folder / "skiff.acl").write_text(broker_config.acl(name), encoding="utf-8")
-        out.print(f"wrote {folder / 'mosquitto.conf'} and {folder / 'skiff.acl'}", markup=False)
-
-
-@app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """Say whether this host has what skiff needs."""
-    packages = (
-        "numpy",
-        "onnxruntime",
-        "scikit-learn",
-        "skl2onnx",
-        "onnx",
-        "protobuf",
-        "paho-mqtt",
-        "tuf",
-        "cryptography",
-    )
-    found = {"skiff": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    found |= {name: importlib.metadata.version(name) for name in packages}
-    problems = []
-    if int(found["protobuf"].partition(".")[0]) >= 7:
-        problems.append("protobuf 7 breaks skl2onnx: pip install 'protobuf<7'")
-    try:
-        found["broker"] = find_broker()[0]
-    except LinkError as e:
-        problems.append(str(e))
-    if as_json:
-        print_json({"found": found, "problems": problems})
-    else:
-        for key, value in found.items():
-            out.print(f"{key:14} {value}", markup=False)
-        for problem in problems:
-            out.print(f"problem: {problem}", style="red", markup=False)
-    if problems:
-        raise typer.Exit(FAILED)

@@ -46,6 +46,7 @@ def acl(fleet: FleetId) -> str:
         f"user {AGGREGATOR}",
         *(f"topic read {t.every(what)}" for what in ("status", "window", "event")),
         f"topic write {t.ack(every)}",
+        f"topic write {t.alarm()}",
         "",
         f"user {COORDINATOR}",
         f"topic write {release}",

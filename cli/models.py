@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.output import FAILED, REFUSED, note, out, print_json, progress, reported
+from cli.output import FAILED, REFUSED, JsonFlag, note, out, print_json, progress, reported
 from cli.pipelines import load_pipeline
 from cli.proof import tell_certificate, tell_report
 from cli.ranges import parse_ranges
@@ -21,7 +21,6 @@ from edge_runtime.contract.manifest import ArtifactInfo, Budgets, read_info
 from trainer.release import Made, run
 from trainer.spec import load as load_spec
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print data for a machine on stdout.")]
 PipelineArgument = Annotated[
     str,
     typer.Argument(

@@ -1,12 +1,9 @@
-"""Commands of the operator: ``publish``, ``serve``, ``fleet``, ``drift``, ``rollout``, ``retrain``."""
+"""Commands of the operator: ``publish``, ``serve``, ``fleet``, ``rollout``, ``retrain``."""
 
-import json
 import logging
 import signal
-import tempfile
 import threading
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,21 +12,17 @@ from rich import box
 from rich.table import Table
 
 from aggregator.adapters.registry import Registry
-from aggregator.backtest import backtest as run_backtest
 from aggregator.config import AggregatorConfig
 from aggregator.config import load as load_aggregator
-from aggregator.records import Selection
 from aggregator.service import Service
-from cli.models import JsonFlag
-from cli.output import out, print_json, progress, reported
+from cli.output import JsonFlag, out, print_json, progress, reported
 from cli.publishing import publish as send
+from cli.retraining import Reweight, ReweightOption, aim_of, read_request, tell_made
 from cli.view import FleetView
-from edge_runtime.contract import ids
-from edge_runtime.contract.errors import ConfigError, ContractError
-from edge_runtime.contract.fields import Fields
+from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.profile import CellSpec
-from edge_runtime.link import Broker
+from edge_runtime.mqtt.broker import Broker
 from trainer.publish import Repository
 from trainer.release import run as make
 from trainer.spec import load as load_spec
@@ -37,7 +30,9 @@ from trainer.spec import load as load_spec
 ANSWER_SECONDS = 15.0
 ConfigArgument = Annotated[Path, typer.Argument(help="The aggregator's TOML file.")]
 
-rollout_app = typer.Typer(no_args_is_help=True, help="Start, watch, pause, halt or take back a rollout.")
+rollout_app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Start, watch, pause, halt or take back a rollout."
+)
 
 
 def broker_of(config: AggregatorConfig) -> Broker:
@@ -142,76 +137,6 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
         out.print(table)
 
 
-def drift(config: ConfigArgument, as_json: JsonFlag = False) -> None:
-    """Show what stands: a verdict for every artifact, cohort and kind."""
-    with reported():
-        rows = FleetView(config).table("verdicts")
-        if as_json:
-            print_json(rows)
-            return
-        table = Table(
-            "model", "cohort", "kind", "verdict", "p", "moved", "why", box=box.SIMPLE, pad_edge=False
-        )
-        for row in rows:
-            judgement = row["document"]["judgement"]
-            moved = [figure["name"] for figure in judgement["figures"] if figure["moved"]]
-            table.add_row(
-                f"{row['model']} {row['digest'][:8]}",
-                row["cohort"],
-                row["kind"],
-                row["outcome"],
-                f"{judgement['p']:.4f}",
-                ", ".join(moved),
-                row["reason"],
-            )
-        out.print(table)
-
-
-def backtest(
-    config: ConfigArgument,
-    *,
-    alpha: Annotated[float, typer.Option(help="Level of a test; 0 keeps the configured one.")] = 0.0,
-    horizon_rows: Annotated[
-        int, typer.Option(help="Rows a device needs for a look; 0 keeps the configured.")
-    ] = 0,
-    confirmations: Annotated[int, typer.Option(help="Looks in a row; 0 keeps the configured number.")] = 0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Judge the stored windows again, as if the drift settings had been others all along; changes nothing."""
-    with reported():
-        view = FleetView(config)
-        logging.getLogger("aggregator").setLevel(
-            logging.ERROR
-        )  # what it would have asked for, nobody is asked
-        stands = view.config.drift
-        drift = replace(
-            stands,
-            alpha=alpha or stands.alpha,
-            horizon_rows=horizon_rows or stands.horizon_rows,
-            confirmations=confirmations or stands.confirmations,
-        )
-        devices = {record.device: record for record in view.devices()}
-        with tempfile.TemporaryDirectory() as folder:
-            found = run_backtest(
-                replace(view.config, drift=drift), view.windows(Selection()), devices, Path(folder)
-            )
-        if as_json:
-            print_json([asdict(verdict) for verdict in found])
-            return
-        table = Table(
-            "at", "model", "cohort", "kind", "verdict", "p", "moved", box=box.SIMPLE, pad_edge=False
-        )
-        for v in found:
-            table.add_row(
-                time.strftime("%m-%d %H:%M:%S", time.gmtime(v.at_ns / 1e9)),
-                *(f"{v.model} {v.digest[:8]}", v.cohort, v.kind),
-                f"{v.outcome} {v.changed}".strip(),
-                f"{v.judgement.p:.4f}",
-                ", ".join(v.judgement.moved),
-            )
-        out.print(table)
-
-
 def parse_stages(text: str) -> list[int | float]:
     """``3,0.25,1.0``: counts without a point, shares with one; raises `ConfigError`."""
     try:
@@ -289,15 +214,6 @@ def rollout_status(config: ConfigArgument, as_json: JsonFlag = False) -> None:
         out.print(table)
 
 
-def read_request(path: Path) -> tuple[Digest, str]:
-    """The artifact a retrain request is about, and why it was made; raises `ConfigError`."""
-    try:
-        f = Fields(json.loads(path.read_bytes()), str(path), ConfigError)
-        return ids.digest(f.text("digest")), f.text("why", max_length=1 << 16)
-    except (OSError, ValueError, ContractError) as e:
-        raise ConfigError(f"{path}: not a retrain request ({e})") from e
-
-
 def layout_of(config: AggregatorConfig, digest: Digest) -> CellSpec:
     """The cells of a published artifact, which its successor inherits; raises `ConfigError`."""
     info = Registry(config.registry).info(digest)
@@ -313,15 +229,18 @@ def retrain(  # noqa: PLR0917 (typer calls it by name)
     repository: Annotated[Path, typer.Option("--repository", "-r")],
     aggregator: Annotated[Path, typer.Option("--aggregator", "-a", help="The aggregator's TOML file.")],
     stages: Annotated[str, typer.Option(help="Counts and shares, the last 1.0.")] = "1,0.25,1.0",
+    reweight: ReweightOption = Reweight.auto,
 ) -> None:
     """Answer a retrain request: fit, prove, publish with the builder key, and start a staged rollout."""
     with reported():
         config = load_aggregator(aggregator)
-        digest, why = read_request(request)
+        asked = read_request(request)
+        layout = layout_of(config, asked.digest)
         found = Repository(repository)
-        made = make(load_spec(spec), output, layout=layout_of(config, digest))
+        made = make(load_spec(spec), output, layout=layout, aim=aim_of(asked, layout, reweight))
+        tell_made(made, asked)
         published = found.add(output, role="auto")
         send(found, [published.digest], fleet=config.fleet, broker=broker_of(config))
         document = {"model": published.model, "candidate": published.digest, "stages": parse_stages(stages)}
-        name = order(FleetView(config), "start_rollout", document, by="retrain", why=why)
+        name = order(FleetView(config), "start_rollout", document, by="retrain", why=asked.why)
         out.print(f"{made.artifact.digest} is offered in rollout {name}")

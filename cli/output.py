@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -26,6 +26,8 @@ EXIT_CODES: Final = (
     "Exit codes: 0 done, 1 something failed, 2 bad arguments or configuration, 3 a model was refused (the artifact "
     "disagrees with its pipeline, or the pipeline cannot be converted)."
 )
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print data for a machine on stdout.")]
 
 err: Final = Console(stderr=True, highlight=False, emoji=False)
 out: Final = Console(highlight=False, soft_wrap=True, emoji=False)

@@ -9,7 +9,8 @@ from edge_runtime.contract.errors import LinkError
 from edge_runtime.contract.ids import Digest, FleetId
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.link import Broker, Connected, Delivered, Disconnected, Link, Outgoing
+from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing
+from edge_runtime.mqtt.broker import Broker
 from trainer.publish import Repository
 
 IN_FLIGHT: Final = 16

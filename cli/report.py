@@ -1,21 +1,16 @@
 """One self-contained HTML file: the demonstration's figures and plots, as inline SVG, without a network."""
 
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-INK = "#1d2430"
-MUTED = "#6b7686"
-REFERENCE = "#3b6fb6"
-FLEET = "#d9662b"
-GOOD = "#2f8f5b"
+from cli.page import FLEET, GOOD, MUTED, REFERENCE, page, plotting, section, svg, table
+
 ARMS = ("#9aa5b4", "#3b6fb6", "#2f8f5b", "#8d5aa8")
 
 
@@ -27,7 +22,7 @@ class FeatureShift:
     edges: NDArray[np.float64]
     reference: NDArray[np.float64]
     fleet: NDArray[np.float64]
-    statistic: float
+    score: float
     psi: float
 
 
@@ -73,21 +68,7 @@ class Report:
 
 def render(report: Report) -> str:
     """The page as HTML text."""
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "skiff",
-            "font.family": "sans-serif",
-            "font.size": 9.5,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": MUTED,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
+    with plotting():
         plots = [
             (
                 "What moved",
@@ -108,50 +89,9 @@ def render(report: Report) -> str:
                 _serving(report.serving, report.moments),
             ),
         ]
-    figures = "\n".join(
-        f"<section><h2>{html.escape(t)}</h2><p>{html.escape(c)}</p>{svg}</section>"
-        for t, c, svg in plots
-        if svg
-    )
-    tables = "\n".join(_table(title, rows) for title, rows in report.tables)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>{html.escape(report.title)}</title><style>{_STYLE}</style></head><body><main>"
-        f"<h1>{html.escape(report.title)}</h1><p class='lead'>{html.escape(report.lead)}</p>{figures}{tables}"
-        "</main></body></html>\n"
-    )
-
-
-_STYLE = f"""
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; background: #f6f7f9; margin: 0; }}
-main {{ max-width: 980px; margin: 0 auto; padding: 24px; }}
-h1 {{ font-size: 26px; margin: 8px 0; }} h2 {{ font-size: 18px; margin: 0 0 4px; }}
-p {{ margin: 0 0 12px; color: {MUTED}; }} .lead {{ color: {INK}; max-width: 75ch; }}
-section {{ background: #fff; border: 1px solid #e3e7ec; border-radius: 8px; padding: 18px; margin: 18px 0;
-  overflow-x: auto; }}
-svg {{ width: 100%; height: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid #e9edf1; vertical-align: top; }}
-th {{ color: {MUTED}; font-weight: 600; }} td:first-child {{ white-space: nowrap; }}
-"""
-
-
-def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    cells = "".join(f"<th>{html.escape(c)}</th>" for c in head)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
-    return (
-        f"<section><h2>{html.escape(title)}</h2><table><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></section>"
-    )
-
-
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    sections = [section(title, caption, drawn) for title, caption, drawn in plots if drawn]
+    sections += [section(title, "", table(rows)) for title, rows in report.tables]
+    return page(report.title, report.lead, sections)
 
 
 def _shifts(shifts: Sequence[FeatureShift]) -> str:
@@ -169,7 +109,7 @@ def _shifts(shifts: Sequence[FeatureShift]) -> str:
         ax.text(
             0,
             1.03,
-            f"max |t| {shift.statistic:.1f} · PSI {shift.psi:.1f}",
+            f"score {shift.score:.1f} · PSI {shift.psi:.1f}",
             transform=ax.transAxes,
             color=MUTED,
         )
@@ -178,7 +118,7 @@ def _shifts(shifts: Sequence[FeatureShift]) -> str:
         ax.set_visible(False)
     axes[0].set_ylabel("share of rows ≤ x")
     axes[0].legend(frameon=False, loc="best")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _mark(ax: Axes, moments: Sequence[Moment]) -> None:
@@ -214,7 +154,7 @@ def _accuracy(points: Sequence[AccuracyPoint], moments: Sequence[Moment]) -> str
     ax.set_xlabel("seconds since the story began")
     ax.set_ylabel("accuracy")
     ax.legend(frameon=False, loc="lower left", ncols=3)
-    return _svg(figure) + _legend_of(moments)
+    return svg(figure) + _legend_of(moments)
 
 
 def _serving(points: Sequence[ServingPoint], moments: Sequence[Moment]) -> str:
@@ -231,4 +171,4 @@ def _serving(points: Sequence[ServingPoint], moments: Sequence[Moment]) -> str:
     ax.set_ylabel("devices")
     ax.set_ylim(0, 1.25 * max(map(sum, zip(*stacks, strict=True)), default=1))
     ax.legend(frameon=False, loc="upper left", ncols=3)
-    return _svg(figure)
+    return svg(figure)

@@ -7,18 +7,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from cli.texts import MISSING, listed
 from converters import signature as signatures
 from converters.categories import known_values
 from converters.signature import Signature
 from edge_runtime.contract.errors import ConfigError, InputError
 
 SUFFIXES: Final = (".npy", ".npz", ".csv", ".parquet")
-MISSING: Final = frozenset(
-    {"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None"}
-)
-"""Cells of a CSV file that hold no value, unless one of the pipeline's encoders knows the text as a category."""
 
-_SHOWN: Final = 12
 _TRIED: Final = 64
 
 
@@ -133,7 +129,7 @@ def _from_arrays(path: Path, signature: Signature, wanted: Wanted) -> TrainingRo
         )
     features = loaded.get("features", loaded.get("X"))
     if features is None:
-        raise InputError("type", f"{path}: has no array 'features' or 'X', only {_listed(loaded)}")
+        raise InputError("type", f"{path}: has no array 'features' or 'X', only {listed(loaded)}")
     y, membership = _beside(path, wanted.target, loaded, loaded), _beside(path, wanted.groups, loaded, loaded)
     if "feature_names" not in loaded:
         return TrainingRows(X=features, y=y, groups=membership)
@@ -166,18 +162,18 @@ def _chosen(path: Path, names: Sequence[str], signature: Signature, left_out: Se
         if lacking:
             raise InputError(
                 "missing",
-                f"{path}: lacks {_listed(lacking)}, which the pipeline was fitted with; it has {_listed(names)}",
+                f"{path}: lacks {listed(lacking)}, which the pipeline was fitted with; it has {listed(names)}",
             )
         return list(signature.names)
     for name in left_out:
         if name not in names and not name.endswith(".npy"):
-            raise ConfigError(f"{path}: has no column {name!r} to leave out, only {_listed(names)}")
+            raise ConfigError(f"{path}: has no column {name!r} to leave out, only {listed(names)}")
     found = [name for name in names if name not in left_out]
     if len(found) != signature.width:
         raise InputError(
             "width",
             f"{path}: {len(found)} columns for a pipeline that takes {signature.width} and was fitted without names "
-            f"({_listed(found)}); leave some out with --target, --groups or --drop",
+            f"({listed(found)}); leave some out with --target, --groups or --drop",
         )
     return found
 
@@ -190,13 +186,8 @@ def _beside(path: Path, name: str, columns: Mapping[str, Any] | Any, names: Coll
         return np.asarray(columns[name])
     if name.endswith(".npy"):
         return _arrays(Path(name))
-    has = f"only {_listed(names)}" if names else "being one array; name another .npy file"
+    has = f"only {listed(names)}" if names else "being one array; name another .npy file"
     raise ConfigError(f"{path}: has no {name!r}, {has}")
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = [repr(str(name)) for name in names][:_SHOWN]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _as_fitted(signature: Signature, frame: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aggregator.adapters.ledger import Ledger
+from aggregator.adapters.ledger import Ledger, exists
 from aggregator.adapters.windows import Windows
 from aggregator.config import AggregatorConfig, load
 from aggregator.records import DeviceRecord, DeviceTotals, Rollout, Selection, StoreFigures
@@ -27,10 +27,10 @@ class FleetView:
 
     def ready(self) -> bool:
         """Whether both stores exist."""
-        return self.config.ledger_path.exists() and self.config.windows_path.exists()
+        return exists(self.config.ledger_at) and self.config.windows_path.exists()
 
     def _ledger(self) -> Ledger:
-        return Ledger(self.config.ledger_path, read_only=True)
+        return Ledger(self.config.ledger_at, read_only=True)
 
     def _windows(self) -> Windows:
         return Windows(self.config.windows_path, read_only=True)
@@ -111,9 +111,17 @@ class FleetView:
 
     def request(self, kind: str, document: Mapping[str, object], *, by: str, why: str) -> int:
         """Leaves an order for the running service and returns its number."""
-        ledger = Ledger(self.config.ledger_path)
+        ledger = Ledger(self.config.ledger_at)
         try:
             return ledger.request(kind, document, by=by, why=why, now_ns=time.time_ns())
+        finally:
+            ledger.close()
+
+    def acknowledge(self, number: int, *, by: str) -> bool:
+        """Somebody has seen an incident; see `Ledger.acknowledge`."""
+        ledger = Ledger(self.config.ledger_at)
+        try:
+            return ledger.acknowledge(number, by=by, at_ns=time.time_ns())
         finally:
             ledger.close()
 

@@ -1,6 +1,6 @@
 """From a fitted pipeline to one proven ``.onnx`` file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,6 +115,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
     input_dtype: Literal["auto", "float32", "float64"] = "auto",
     ranges: Ranges | None = None,
     real_rows: bool = False,
+    notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Converts a fitted pipeline, proves the result against it on hostile rows, and writes one ``.onnx`` file.
@@ -140,6 +141,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
             training rows in every column of numbers, widened by as much on each side. Without it there is no limit.
         real_rows: whether training rows, and worst rows built from them, may travel in the artifact: half of its golden
             rows are then real. Without it all rows in its metadata are synthetic. The certificate says which.
+        notes: what the certificate shall say besides of how the model was made.
         progress: called with a stage, how much of it is done, and how much there is. Stages are read, lower, probe
             (rows are made), export, look (a first comparison, where there are trees), prove and write.
 
@@ -189,7 +191,7 @@ def convert(  # noqa: PLR0913 - the public surface; everything beyond the first 
             seed=seed,
             arithmetic=arithmetic,
             remedies=subject.remedies,
-            notes=(*widest.notes, *declared.note(parts.manifest)),
+            notes=(*widest.notes, *declared.note(parts.manifest), *notes),
             ranges=ranges_of(parts.manifest),
             coverage=rows.coverage,
             float32=subject.effect,

@@ -11,10 +11,10 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_runtime import __version__, feed
-from edge_runtime.adapters import clock, status_report, status_socket
+from edge_runtime.adapters import clock
 from edge_runtime.adapters.last_exit import FIRST_START
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.adapters.systemd import Notifier
@@ -29,16 +29,20 @@ from edge_runtime.core.agent import SAVE_SECONDS, Agent
 from edge_runtime.core.backoff import Every, next_delay_seconds
 from edge_runtime.core.voice import Identity
 from edge_runtime.core.windowing import OpenWindow, close_window, is_due, open_window, publish_delay_ns
-from edge_runtime.engine import Engine
 from edge_runtime.keeper import Keeper
-from edge_runtime.link import Connected, Disconnected, Link, Outgoing, Received
+from edge_runtime.loading import load_model
 from edge_runtime.runtime import Observation, Runtime
 from edge_runtime.updates import Updates
 from edge_runtime.watch import Watch
 
+if TYPE_CHECKING:
+    from edge_runtime.adapters.status_socket import StatusSocket
+    from edge_runtime.uplink import Uplink
+
 TICK_SECONDS: Final = 0.25
 WATCH_SECONDS: Final = 1.0
 CLOCK_SECONDS: Final = 60.0
+GOODBYE_SECONDS: Final = 2.0
 GOLDEN_SECONDS: Final = 60.0
 """How often the serving model is asked a golden row where no watchdog says so."""
 
@@ -68,23 +72,16 @@ class Daemon:
         self._saved = self._slots.record()
         self._unsaved = False
         self._agent = Agent(self._identity, self._on_disk(), config.budget, self._rng)
-        death = self._agent.death()
-        self._link = Link(
-            config.broker,
-            client_id=config.device,
-            will=Outgoing(death.topic, death.payload, death.delivery),
-            delay=lambda attempt: next_delay_seconds(attempt, self._rng),
-        )
-        self._link_state = (time.monotonic(), "not connected yet")
-        self._updates = Updates(config, wake=self._link.wake, killed=self._watch.note)
+        self._link: Uplink | None = None
+        self._updates = Updates(config, wake=self._wake, killed=self._watch.note)
         self._stop = threading.Event()
         self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
         self._notifier = Notifier(os.environ)
-        self._status = status_socket.StatusSocket(
-            config.status_socket, lambda: status_report.to_document(self._report())
-        )
+        self._status: StatusSocket | None = None
         self._runtime: Runtime | None = None
         self._window: OpenWindow | None = None
+        # The model that should serve gave golden rows wrong answers, freshly loaded too.
+        self._disproved = False
         self._hold_until_ns = 0
         self._synced = self._read_clock()
         self._events: deque[core.AgentEvent] = deque()
@@ -108,21 +105,15 @@ class Daemon:
         Raises `SkiffError` when the source broke, or memory stays above its hard limit whatever is done.
         """
         self._watch.begin(self._identity.session)
-        for topic in self._agent.subscriptions:
-            self._link.subscribe(topic)
         self._handle(core.ClockChanged(self._synced))
         if self._feed is not None:
             self._feed.start()  # it answers as soon as a model serves, while what follows waits for the disk
-        self._handle(core.Started())
-        try:
-            self._status.start()
-        except LinkError as e:
-            log.warning("status_unavailable reason=%s", e)
-        self._link.start()
-        self._notifier.ready()
         failure: BaseException | None = None
         try:
-            self._loop(stop)
+            self._handle(core.Started())
+            link = self._reach_out()
+            self._notifier.ready()
+            self._loop(stop, link)
         except BaseException as e:
             failure = e
             raise
@@ -130,28 +121,41 @@ class Daemon:
             self._shut_down()
             self._watch.end(failure)
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _reach_out(self) -> "Uplink":
+        """Opens the ways to the broker and to ``skiffd --status``."""
+        # Loaded here because rows can be answered by now: above, it would delay the first answer by a fifth.
+        from edge_runtime.adapters.status_socket import StatusSocket  # noqa: PLC0415
+        from edge_runtime.uplink import Uplink  # noqa: PLC0415
+
+        self._link = link = Uplink(
+            self._config.broker,
+            client_id=self._config.device,
+            will=self._agent.death(),
+            topics=self._agent.subscriptions,
+            delay=lambda attempt: next_delay_seconds(attempt, self._rng),
+        )
+        self._status = StatusSocket(self._config.status_socket, lambda: self._document(link))
+        try:
+            self._status.start()
+        except LinkError as e:
+            log.warning("status_unavailable reason=%s", e)
+        return link
+
+    def _loop(self, stop: threading.Event, link: "Uplink") -> None:
         next_tick = time.monotonic()
         while not stop.is_set() and not self._is_over():
-            event = self._link.poll(max(0.0, min(TICK_SECONDS, next_tick - time.monotonic())))
-            match event:
-                case Connected():
-                    log.info("connected")
-                    self._link_state = (time.monotonic(), "")
-                    self._handle(core.Connected())
-                case Disconnected():
-                    log.info("disconnected reason=%s", event.reason)
-                    self._link_state = (time.monotonic(), event.reason)
-                    self._handle(core.Disconnected())
-                case Received():
-                    self._handle(core.MessageArrived(event.topic, event.payload))
-                case _:
-                    pass
+            happened = link.poll(max(0.0, min(TICK_SECONDS, next_tick - time.monotonic())))
+            if happened is not None:
+                self._handle(happened)
             for told in self._updates.listen():
                 self._handle(told)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_SECONDS
                 self._tick(time.monotonic())
+
+    def _wake(self) -> None:
+        if self._link is not None:
+            self._link.wake()
 
     def _is_over(self) -> bool:
         if self._watch.tired:
@@ -191,14 +195,20 @@ class Daemon:
         self._handle(core.Ticked())
 
     def _prove_alive(self) -> None:
-        """The watchdog is fed only by a model that still gives a golden row its answer, or while there is none."""
-        runtime = self._runtime
-        problem = runtime.engine.golden_problem() if runtime is not None else ""
-        if runtime is not None and problem:
-            log.error("golden_row_failed digest=%s problem=%s", runtime.digest, problem)
-            self._handle(core.ServeFailed(runtime.digest, problem))
-            return
-        self._notifier.alive()
+        """The watchdog is fed only by a model that gives a golden row its answer, or while there is none to give it.
+
+        A model that does not is taken out of service before it answers another row, and loaded anew from its file:
+        memory may have gone wrong. Only a fresh one that fails as well has failed for the agent.
+        """
+        if self._runtime is not None and (problem := self._runtime.engine.golden_problem()):
+            digest = self._runtime.digest
+            log.error("golden_row_failed digest=%s problem=%s", digest, problem)
+            self._serve(None)
+            self._serve(digest)
+            self._handle(core.Noticed("golden_row_failed", (("digest", digest), ("reason", problem))))
+            self._disproved = self._runtime is None
+        if not self._disproved:
+            self._notifier.alive()
 
     def _handle(self, event: core.AgentEvent) -> None:
         self._events.append(event)
@@ -219,14 +229,14 @@ class Daemon:
         if self._feed is not None and self._feed.is_alive():
             self._feed.join(timeout=5.0)
         self._updates.kill()
-        self._status.stop()
+        if self._status is not None:
+            self._status.stop()
         if self._runtime is not None and self._window is not None:
             self._hold_until_ns = 0
             self._end_window(self._runtime, self._window)
             self._handle(core.Ticked())
-        if self._link.connected:
-            self._perform(self._agent.death())
-        self._link.stop(timeout=2.0)
+        if self._link is not None:
+            self._link.close(self._agent.death(), timeout_seconds=GOODBYE_SECONDS)
         self._keeper.close()
         self._notifier.close()
         log.info("stopped")
@@ -243,7 +253,8 @@ class Daemon:
             case core.Collect():
                 self._collect(action.keep)
             case core.Publish():
-                self._publish(action)
+                if self._link is not None:  # without one the agent knows of no connection
+                    self._link.publish(action)
             case core.Append():
                 self._keeper.append(action)
             case core.Send():
@@ -253,12 +264,6 @@ class Daemon:
             case core.StartUpdate():
                 self._updates.start(action)
         return True
-
-    def _publish(self, action: core.Publish) -> None:
-        try:
-            self._link.publish(Outgoing(action.topic, action.payload, action.delivery))
-        except LinkError as e:
-            log.info("publish_lost topic=%s reason=%s", action.topic, e)
 
     def _save(self, action: core.Save) -> bool:
         document = lifecycle.to_document(action.slots)
@@ -284,12 +289,13 @@ class Daemon:
             log.warning("not_collected reason=%s", e)
 
     def _send(self, action: core.Send) -> None:
-        if not self._link.connected or _boot_ns() < self._hold_until_ns:
+        link = self._link
+        if link is None or not link.connected or _boot_ns() < self._hold_until_ns:
             return
         sent = []
         for record in self._keeper.about_to_leave(action):
             try:
-                self._link.publish(Outgoing(record.topic, record.payload, WINDOW))
+                link.hand_over(record.topic, record.payload, WINDOW)
             except BudgetExceeded as e:
                 self._keeper.discard(record, str(e))
                 continue
@@ -302,20 +308,11 @@ class Daemon:
 
     def _serve(self, digest: Digest | None) -> None:
         if digest is None:
-            self._runtime = None
-            if self._feed is not None:
-                self._feed.attach(None)
+            self._serve_none()
             return
-        config = self._config
         before = self._runtime.engine if self._runtime is not None else None
         try:
-            engine = Engine(
-                self._slots.blob(digest),
-                threads=config.threads,
-                arena=config.arena,
-                run_limit_seconds=config.run_limit_seconds,
-                expect=digest,
-            )
+            engine = load_model(self._slots.blob(digest), digest, self._config)
             old = self._runtime.swap(engine) if self._runtime is not None else None
         except (ArtifactError, BudgetExceeded) as e:
             log.warning("model_broken digest=%s reason=%s", digest, e)
@@ -330,9 +327,18 @@ class Daemon:
         self._measure(self._runtime)
         self._sampled = (0, 0, time.monotonic())
         self._window = self._open_window()
+        self._disproved = False
         if self._feed is not None:
             self._feed.attach(self._runtime)
         log.info("serving digest=%s", digest)
+
+    def _serve_none(self) -> None:
+        """Rows wait for a model; what the last one saw is kept."""
+        if self._feed is not None:
+            self._feed.attach(None)
+        if self._runtime is not None and self._window is not None:
+            self._end_window(self._runtime, self._window)
+        self._runtime, self._window, self._disproved = None, None, False
 
     # ── windows ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -414,13 +420,13 @@ class Daemon:
 
     # ── what `skiffd --status` prints ──────────────────────────────────────────────────────────────────
 
-    def _report(self) -> status_report.DeviceReport:
+    def _document(self, link: "Uplink") -> dict[str, Any]:
         """Made by the status socket's thread: it only reads."""
+        from edge_runtime.adapters import status_report  # noqa: PLC0415 (the uplink has loaded it)
+
         me, runtime, window = self._identity, self._runtime, self._window
         latency, queueing = runtime.timings() if runtime is not None else (LatencyHistogram(),) * 2
-        since, reason = self._link_state
-        broker = self._config.broker
-        return status_report.DeviceReport(
+        report = status_report.DeviceReport(
             version=__version__,
             fleet=me.fleet,
             device=me.device,
@@ -436,16 +442,12 @@ class Daemon:
             health=self._watch.newest,
             limits=self._watch.limits,
             outbox=self._keeper.report,
-            link=status_report.LinkReport(
-                broker=f"{broker.host}:{broker.port}",
-                connected=self._link.connected,
-                since_seconds=time.monotonic() - since,
-                reason=reason,
-            ),
+            link=link.report,
             last_exit=me.last_exit or FIRST_START,
             restarts=me.restarts,
             starts=self._watch.starts,
         )
+        return status_report.to_document(report)
 
 
 def _boot_ns() -> int:

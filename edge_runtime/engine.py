@@ -4,25 +4,35 @@ The session serves what was proven: the graph was optimised when it was converte
 stays off (a hostile file cannot exploit constant folding either). One thread, because a device shares its cores and
 ONNX Runtime promises no determinism across thread counts; no spinning, because a spin-wait burns the core; no arena
 unless asked for and no memory pattern, because both only ever grow.
+
+From 1.29 on, ONNX Runtime's official builds for Linux report each session to their maker, over HTTPS, from threads of
+their own. A device sends nothing that it was not told to: importing this module turns that off for the process, unless
+the environment has ``ORT_DISABLE_TELEMETRY`` already. It is read when ONNX Runtime is imported; a program that does
+that itself before has decided for itself. https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 """
 
 import ctypes
+import os
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from edge_runtime import golden
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
 from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.manifest import ArtifactInfo, Manifest, read_info
 from edge_runtime.runlimit import Run, RunLimit, Watched
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 Rows = NDArray[Any]
 """Float32, or float64 where the manifest's ``input_dtype`` says so."""
@@ -44,6 +54,46 @@ _ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     ValueError,
     TypeError,
 )
+
+
+class Works:
+    """Whether any thread is at some work: a context that several may be in at once.
+
+    Who enters waits until ``other`` is not being worked at, 10 ms at most: by then, none begins that heeds this.
+    """
+
+    __slots__ = ("_lock", "_other", "_threads")
+
+    def __init__(self, other: "Works | None" = None) -> None:
+        self._lock: Final = threading.Lock()
+        self._other: Final = other
+        self._threads = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._threads += 1
+        for _ in range(_WAITS):
+            if not self._other:
+                break
+            time.sleep(_WAIT_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+
+    def __bool__(self) -> bool:
+        return self._threads > 0
+
+
+_WAITS: Final = 10
+_WAIT_SECONDS: Final = 0.001
+
+counting: Final = Works()
+"""Rows are counted by the thread that predicts: numpy gives up the interpreter at each step, and to get it back from
+one that loads a model takes a switch interval each time."""
+
+building: Final = Works(counting)
+"""An engine is built, or put into service."""
 
 
 class Engine:
@@ -91,35 +141,36 @@ class Engine:
             raise ValueError(f"threads {threads} and max_batch {max_batch} must be at least 1")
         if run_limit_seconds < 0:
             raise ValueError(f"run_limit_seconds {run_limit_seconds} must be at least 0")
-        where, data = _read(model)
-        self.digest: Final = digest_of(data)
-        if expect is not None and self.digest != expect:
-            raise ArtifactError(
-                f"{where}: SHA-256 is {self.digest}, expected {expect}: fetch the model again"
-            )
-        try:
-            self.info: Final[ArtifactInfo] = read_info(data)
-        except ArtifactError as e:
-            raise ArtifactError(f"{where}: {e}") from e
-        manifest = self.info.manifest
-        self.features: Final = len(manifest.features)
-        self.dtype: Final[np.dtype[Any]] = np.dtype(manifest.input_dtype)
-        sizes = [len(labels) for labels in manifest.outputs]
-        self._classes: Final = sizes[0] if len(sizes) == 1 and not manifest.multilabels else 0
-        self._sizes: Final = np.array(sizes, np.uint64)
-        self._label_shape: Final = (len(sizes),) if manifest.multilabels else ()
-        self._where: Final = where
-        self._max_batch: Final = max_batch
-        self._outputs: Final = [name for name in (manifest.label_output, manifest.score_output) if name]
-        self._session: ort.InferenceSession | None = _session(data, threads, where, arena=arena)
-        del data
-        self._limit: Final = RunLimit(run_limit_seconds) if run_limit_seconds else None
-        self._check_signature(self._session)
-        self.width: Final = self._probe_width(self._session)
-        self._single_shapes: Final = ((self.features,), (1, self.features))
-        self._lock: Final = threading.Lock()
-        self._single: Block | None = self.bind()
-        trim_memory()
+        with building:
+            where, data = _read(model)
+            self.digest: Final = digest_of(data)
+            if expect is not None and self.digest != expect:
+                raise ArtifactError(
+                    f"{where}: SHA-256 is {self.digest}, expected {expect}: fetch the model again"
+                )
+            try:
+                self.info: Final[ArtifactInfo] = read_info(data)
+            except ArtifactError as e:
+                raise ArtifactError(f"{where}: {e}") from e
+            manifest = self.info.manifest
+            self.features: Final = len(manifest.features)
+            self.dtype: Final[np.dtype[Any]] = np.dtype(manifest.input_dtype)
+            sizes = [len(labels) for labels in manifest.outputs]
+            self._classes: Final = sizes[0] if len(sizes) == 1 and not manifest.multilabels else 0
+            self._sizes: Final = np.array(sizes, np.uint64)
+            self._label_shape: Final = (len(sizes),) if manifest.multilabels else ()
+            self._where: Final = where
+            self._max_batch: Final = max_batch
+            self._outputs: Final = [name for name in (manifest.label_output, manifest.score_output) if name]
+            self._session: ort.InferenceSession | None = _session(data, threads, where, arena=arena)
+            del data
+            self._limit: Final = RunLimit(run_limit_seconds) if run_limit_seconds else None
+            self._check_signature(self._session)
+            self.width: Final = self._probe_width(self._session)
+            self._single_shapes: Final = ((self.features,), (1, self.features))
+            self._lock: Final = threading.Lock()
+            self._single: Block | None = self.bind()
+            trim_memory()
 
     def run(self, rows: Rows, *, max_batch: int = 0) -> tuple[Labels | None, Scores]:
         """Predicts ``rows``, (n, F) or one row (F,), of `dtype`; n may be 0.

@@ -3,10 +3,9 @@
 import logging
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edge_runtime.adapters.outbox import Outbox, Record
-from edge_runtime.adapters.status_report import OutboxReport
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.errors import BudgetExceeded, SkiffError
 from edge_runtime.core import events as core
@@ -15,6 +14,9 @@ from edge_runtime.core import rollup
 MAX_UNKEPT: Final = 256
 """Messages kept in memory while the disk refuses them; beyond that the oldest are lost."""
 GAP_SECONDS: Final = 60.0
+
+if TYPE_CHECKING:
+    from edge_runtime.adapters.status_report import OutboxReport
 
 log = logging.getLogger("skiffd")
 
@@ -98,8 +100,10 @@ class Keeper:
         return self._refusal or self._outbox.volatile
 
     @property
-    def report(self) -> OutboxReport:
+    def report(self) -> "OutboxReport":
         """Its figures."""
+        from edge_runtime.adapters.status_report import OutboxReport  # noqa: PLC0415 (the first answer does without)
+
         return OutboxReport(
             records=len(self._outbox) + len(self._unkept),
             size_bytes=self._outbox.size_bytes,

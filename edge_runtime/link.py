@@ -12,13 +12,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.topics import PROTOCOLS, Delivery
-from edge_runtime.mqtt.client import Client
+from edge_runtime.mqtt.broker import Broker
+from edge_runtime.mqtt.client import MAX_IN_FLIGHT, Client
 from edge_runtime.mqtt.inbox import Inbox
 from edge_runtime.mqtt.packets import MAX_PACKET_BYTES, PUBLISH_OVERHEAD_BYTES, Message
 
@@ -31,25 +32,6 @@ MAX_REASON_LENGTH: Final = 300
 _UNSUPPORTED_VERSION: Final = 0x84
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broker:
-    """Where the broker is and who we are to it; ``ca``, ``certificate`` and ``key`` are paths of PEM files.
-
-    TLS (1.2 or newer, host name checked) is spoken when ``ca`` is given, with a client certificate when that is given.
-    ``protocol`` is one of `PROTOCOLS`: ``auto`` speaks MQTT 5, and 3.1.1 with a broker that refuses it or falls silent.
-    """
-
-    host: str
-    port: int = 1883
-    username: str = ""
-    password: str = field(default="", repr=False)
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-    keepalive_seconds: int = 30
-    protocol: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +95,17 @@ class Link:
 
     Without ``clean_session`` the broker keeps subscriptions and messages while we are away, `SESSION_SECONDS` at most.
 
+    A broker of MQTT 5 has at most ``receive_maximum`` messages on the way to us that we have not acknowledged; one of
+    3.1.1 as many as its own configuration says.
+
+    TLS files are read for every connection, so that renewed ones need no new link. Files that cannot be used end an
+    attempt; with ``needs_tls_files`` those that cannot be used now are an error here, for owners who would not wait.
+
     Raises:
         LinkError: a certificate or key cannot be read, or there is no such protocol.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (independent choices, all by name)
         self,
         broker: Broker,
         *,
@@ -127,6 +115,8 @@ class Link:
         will: Outgoing | None = None,
         inbox_size: int = 1024,
         manual_ack: bool = False,
+        needs_tls_files: bool = True,
+        receive_maximum: int = MAX_IN_FLIGHT,
     ) -> None:
         if broker.protocol not in PROTOCOLS:
             raise LinkError(f"no protocol {broker.protocol!r}: use one of {', '.join(PROTOCOLS)}")
@@ -136,7 +126,9 @@ class Link:
         self._clean_session = clean_session
         self._will = will
         self._manual_ack = manual_ack
-        self._tls = _tls_context(broker)
+        self._receive_maximum = receive_maximum
+        if needs_tls_files:
+            _tls_context(broker)
         self._inbox: Inbox[LinkEvent] = Inbox(inbox_size, MAX_INBOX_BYTES)
         self._mqtt5 = broker.protocol != "3.1.1"
         self._version_known = broker.protocol != "auto"
@@ -241,6 +233,33 @@ class Link:
             if received.token and epoch == self._epoch and self._client is not None:
                 self._client.ack(mid, 1)
 
+    def publish_all(self, messages: Sequence[tuple[str, bytes]]) -> int:
+        """Hands over messages (topic, payload) of QoS 0 that are not retained; returns how many, from the first.
+
+        Fewer than all when there is no connection, too much waits to be written, or the broker takes none so large.
+        No `Delivered` comes for them.
+        """
+        with self._lock:
+            if not self._connected or self._client is None:
+                return 0
+            return self._client.send_all(messages)
+
+    def acknowledge_all(self, received: Sequence[Received]) -> None:
+        """`acknowledge` of many."""
+        with self._lock:
+            if self._client is None:
+                return
+            mids = [
+                message.token % _MIDS
+                for message in received
+                if message.token and message.token // _MIDS == self._epoch
+            ]
+            self._client.ack_all(mids)
+
+    def poll_many(self, limit: int, timeout_seconds: float) -> list[LinkEvent]:
+        """The oldest events, up to ``limit``; none after ``timeout_seconds`` without one, or when `wake` was called."""
+        return self._inbox.get_many(limit, timeout_seconds)
+
     def poll(self, timeout_seconds: float) -> LinkEvent | None:
         """The oldest event; None after ``timeout_seconds`` without one, or when `wake` was called."""
         return self._inbox.get(timeout_seconds)
@@ -270,10 +289,14 @@ class Link:
 
     def _connect_and_serve(self) -> str:
         """One connection from its first packet to its end; returns why it ended."""
+        try:
+            tls = _tls_context(self._broker)
+        except LinkError as e:
+            return str(e)
         with self._lock:
             self._epoch += 1
             self._asked.clear()
-            client = self._make_client(self._epoch)
+            client = self._make_client(self._epoch, tls)
         try:
             client.open(self._broker.host, self._broker.port, self._broker.keepalive_seconds)
             with self._lock:
@@ -296,16 +319,17 @@ class Link:
             if client.is_reached and not client.is_answered and not self._version_known:
                 self._mqtt5 = not self._mqtt5  # some brokers say nothing to a version they do not know
 
-    def _make_client(self, epoch: int) -> Client:
+    def _make_client(self, epoch: int, tls: ssl.SSLContext | None) -> Client:
         client = Client(
             self._client_id,
             mqtt5=self._mqtt5,
             clean_session=self._clean_session,
+            receive_maximum=self._receive_maximum,
             take=lambda client, message: self._on_message(client, epoch, message),
         )
         client.enable_logger(log.getChild("paho"))
-        if self._tls is not None:
-            client.tls_set_context(self._tls)
+        if tls is not None:
+            client.tls_set_context(tls)
         if self._broker.username:
             client.username_pw_set(self._broker.username, self._broker.password or None)
         if self._will is not None:

@@ -16,16 +16,8 @@ from typing import Final
 from edge_runtime.adapters.sources.ndjson import MAX_LINE_BYTES, Answerer, Refusal, encode, respond
 from edge_runtime.contract.errors import BudgetExceeded, ConfigError, LinkError
 from edge_runtime.contract.topics import Delivery
-from edge_runtime.link import (
-    Broker,
-    Connected,
-    Delivered,
-    Disconnected,
-    Link,
-    LinkEvent,
-    Outgoing,
-    Received,
-)
+from edge_runtime.link import Connected, Delivered, Disconnected, Link, LinkEvent, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 
 INBOX_ROWS: Final = 64
 MAX_UNCONFIRMED: Final = 256

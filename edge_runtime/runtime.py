@@ -22,9 +22,9 @@ from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.manifest import Label
 from edge_runtime.contract.profile import Profile
-from edge_runtime.engine import Block, Engine, Rows, Scores, trim_memory
-from edge_runtime.schema import Schema, count_rows
-from edge_runtime.serving import RING_ROWS, Serving, check_same_stream
+from edge_runtime.engine import Block, Engine, Rows, Scores, building, counting, trim_memory
+from edge_runtime.schema import count_rows
+from edge_runtime.serving import RING_ROWS, Serving, check_same_stream, drained
 
 TURNS: Final = 8
 
@@ -112,8 +112,8 @@ class Runtime:
     an `Engine` in another thread keeps the interpreter for as long as its switch interval allows
     (`sys.setswitchinterval`, 5 ms unless set): a program that may not wait so long sets a shorter one.
 
-    Memory is bounded: a ring of at most 1,024 rows, batches of at most 1,024 rows that wait to be counted, 1 MB each or
-    one batch, and the counters.
+    Memory is bounded: a ring of at most 1,024 rows (twice as long while a model is loaded), batches of at most 1,024
+    rows that wait to be counted, 1 MB each or one batch, and the counters.
 
     Attributes:
         measure_cpu: set it to have `predict` record the thread's CPU time for `trial_stats`.
@@ -191,8 +191,7 @@ class Runtime:
         self._begin(Serving(engine))
 
     def _begin(self, serving: Serving) -> None:
-        manifest = serving.engine.info.manifest
-        self._schema = Schema(manifest.features, manifest.input_dtype)
+        self._schema = serving.schema
         self._dtype = self._schema.dtype
         self._serving = serving
         self._row_type = self._short_way()
@@ -304,14 +303,20 @@ class Runtime:
             ring = serving.ring
             ring.append(record)
             self._latencies_ns.append(clock_ns() - start_ns)
-            if len(ring) == serving.size:
-                self._flush()
+            if len(ring) >= serving.size:
+                self._count_full()
         finally:
             lock.release()
         labels = serving.labels
         if labels is None:
             return _new_tuple(Prediction, (None, score, None, serving.digest))
         return _new_tuple(Prediction, (labels[raw], score, raw, serving.digest))
+
+    def _count_full(self) -> None:
+        """Counts a full ring, or a fuller one later while another thread loads a model; see `counting`."""
+        if not building or len(self._serving.ring) >= 2 * self._serving.size:
+            with counting:
+                self._flush()
 
     def _wait(self) -> None:
         """Takes the lock when it is free, and notes how long that took."""
@@ -442,33 +447,37 @@ class Runtime:
                 so that this stream's rows would mean something else to it; or it has another number of label outputs.
                 The old one stays.
         """
-        with self._swapping:
-            check_same_stream(self.engine, engine)
-            serving = Serving(engine)
-            with self._lock:
-                old, durations_ns, self._latencies_ns = self._serving, self._latencies_ns, array("q")
-                self._flush_clocks()
-                latency, rest = self._latency, self._close_window()
-                self._begin(serving)
-            # What takes time is done while the new model answers.
-            old.count_ring(old.ring)
-            old.count()
-            seen = rest(profile=old.binner.take(), latency=latency.merge(_drained(durations_ns)))
-            del old
-        trim_memory()
+        with building:
+            with self._swapping:
+                check_same_stream(self.engine, engine)
+                serving = Serving(engine)
+                with self._lock:
+                    old, durations_ns, self._latencies_ns = self._serving, self._latencies_ns, array("q")
+                    waits_ns, self._waits_ns = self._waits_ns, array("q")
+                    latency, queueing, rest = self._latency, self._queueing, self._close_window()
+                    self._begin(serving)
+                # What takes time is done while the new model answers.
+                old.count_ring(old.ring)
+                old.count()
+                seen = rest(
+                    profile=old.binner.take(),
+                    latency=latency.merge(drained(durations_ns)),
+                    queueing=queueing.merge(drained(waits_ns)),
+                )
+                del old
+            trim_memory()
         return seen
 
     def _take(self) -> Observation:
         self._flush()
-        latency, profile = self._latency, self._serving.binner.take()
-        return self._close_window()(profile=profile, latency=latency)
+        latency, queueing, profile = self._latency, self._queueing, self._serving.binner.take()
+        return self._close_window()(profile=profile, latency=latency, queueing=queueing)
 
     def _close_window(self) -> "partial[Observation]":
-        """What was seen but for ``profile`` and ``latency``, and a fresh start."""
+        """What was seen but for ``profile``, ``latency`` and ``queueing``, and a fresh start."""
         seen = partial(
             Observation,
             digest=self._serving.digest,
-            queueing=self._queueing,
             refused=tuple(sorted(self._refused.items())),
             failed=self._failed,
             labelled=self._labelled,
@@ -490,17 +499,17 @@ class Runtime:
         serving.count_ring(ring)
 
     def _flush_waits(self) -> None:
-        self._queueing = self._queueing.merge(_drained(self._waits_ns))
+        self._queueing = self._queueing.merge(drained(self._waits_ns))
 
     def _flush_clocks(self) -> None:
         if self._waits_ns:
             self._flush_waits()
         if self._latencies_ns:
-            self._latency = self._latency.merge(_drained(self._latencies_ns))
+            self._latency = self._latency.merge(drained(self._latencies_ns))
         if self._cpu_ring:
-            self._cpu = self._cpu.merge(_drained(self._cpu_ring))
+            self._cpu = self._cpu.merge(drained(self._cpu_ring))
         if self._incumbent_ring:
-            self._incumbent_cpu = self._incumbent_cpu.merge(_drained(self._incumbent_ring))
+            self._incumbent_cpu = self._incumbent_cpu.merge(drained(self._incumbent_ring))
 
     def _check(self, table: Rows) -> None:
         try:
@@ -528,10 +537,3 @@ class Runtime:
     def _fail(self, rows: int, problem: str, cause: Exception | None = None) -> NoReturn:
         self._failed += rows
         raise ArtifactError(f"model {self._serving.digest}: {problem}") from cause
-
-
-def _drained(durations_ns: "array[int]") -> LatencyHistogram:
-    """The histogram of the durations, which are forgotten."""
-    found = observe_ns(np.array(durations_ns, np.int64))
-    del durations_ns[:]
-    return found

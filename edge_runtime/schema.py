@@ -149,10 +149,32 @@ class Schema:
         if self._limits is not None:
             self._check_ranges(table, self._limits)
 
-    def _check_finite(self, table: Rows, finite: NDArray[np.bool_]) -> None:
-        bad = ~finite
+    def refused(self, table: Rows) -> dict[str, NDArray[np.bool_]]:
+        """Which of the packed rows (n, F) `check` refuses on their own, and why: a mask (n,) for each reason there is.
+
+        No row is in two masks: it is refused for what `check` finds first.
+        """
+        found: dict[str, NDArray[np.bool_]] = {}
+        finite = np.isfinite(table)
+        odd = np.zeros(len(table), np.bool_)
+        if not finite.all():
+            bad, missing = self._unaccepted(table, finite)
+            odd |= bad.any(axis=1)
+            first = missing[np.arange(len(table)), bad.argmax(axis=1)]
+            found = {"missing": odd & first, "non_finite": odd & ~first}
+        if self._limits is not None:
+            found["range"] = ~odd & self._limits.outside(table).any(axis=1)
+        return {reason: mask for reason, mask in found.items() if mask.any()}
+
+    def _unaccepted(
+        self, table: Rows, finite: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which values (n, F) are missing or infinite and not accepted as such; and which are missing."""
         missing = np.isnan(table)
-        bad &= ~np.where(missing, self._accepts_missing, self._accepts_infinite)
+        return ~finite & ~np.where(missing, self._accepts_missing, self._accepts_infinite), missing
+
+    def _check_finite(self, table: Rows, finite: NDArray[np.bool_]) -> None:
+        bad, missing = self._unaccepted(table, finite)
         if not bad.any():
             return
         i, j, where = self._first(bad)
@@ -235,7 +257,7 @@ class Schema:
         """One column's values, packed."""
         found = np.empty(len(values))
         for i, value in enumerate(values):
-            found[i] = self._cell(value, j, f"row {i}: " if len(values) > 1 else "")
+            found[i] = self.cell(value, j, f"row {i}: " if len(values) > 1 else "")
         with np.errstate(over="ignore"):
             return found.astype(self.dtype)
 
@@ -260,12 +282,10 @@ class Schema:
                 "width", f"{where}{len(values)} values; the model has {len(self.names)} features"
             )
         with np.errstate(over="ignore"):
-            return np.array([self._cell(value, j, where) for j, value in enumerate(values)]).astype(
-                self.dtype
-            )
+            return np.array([self.cell(value, j, where) for j, value in enumerate(values)]).astype(self.dtype)
 
-    def _cell(self, value: Any, j: int, where: str) -> float:
-        """One value, packed: a number as it is, a category as its code."""
+    def cell(self, value: Any, j: int, where: str = "") -> float:
+        """One value of feature ``j``, packed: a number as it is, a category as its code; raises `InputError`."""
         if value is None:
             return float("nan")
         if j in self._codes:

@@ -1,5 +1,6 @@
 """A model in service: its ring of rows, what it was asked, and what is counted of it."""
 
+from array import array
 from functools import partial
 from typing import Any, Final
 
@@ -7,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded
+from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.manifest import Label
 from edge_runtime.contract.profile import Binner
 from edge_runtime.contract.ranges import Limits
 from edge_runtime.engine import Block, Engine, Rows, Scores
 from edge_runtime.runlimit import Run
+from edge_runtime.schema import Schema
 
 RING_ROWS: Final = 1024
 """Counting a ring takes some 0.4 ms and leaves the caches cold for a few rows. With rings of 256 rows that was one row
@@ -30,10 +33,10 @@ MOST_BLAMED: Final = 1024
 class Serving:
     """A model in service with its ring, unpacked so that the hot path looks nothing up twice.
 
-    Not thread-safe. ``ring`` holds the records of answered rows, see `Block`, until they are counted; ``size`` is how
-    many it may hold. ``hot`` is what answering a row needs: where to write it, the run (for a model with ranges it
-    begins with a look at these), the record, a copy of the scores, and which bytes of the record tell that something in
-    it may not be finite (of the row's and the scores' numbers together, or of the row's and then of the scores').
+    Not thread-safe. ``ring`` holds the records of answered rows, see `Block`, until they are counted, ``size`` of them
+    at once. ``hot`` is what answering a row needs: where to write it, the run (for a model with ranges it begins with a
+    look at these), the record, a copy of the scores, and which bytes of the record tell that something in it may not be
+    finite (of the row's and the scores' numbers together, or of the row's and then of the scores').
     """
 
     __slots__ = (
@@ -52,6 +55,7 @@ class Serving:
         "offsets",
         "raw",
         "ring",
+        "schema",
         "size",
         "undefined",
     )
@@ -63,6 +67,7 @@ class Serving:
         self.size: Final = size
         self.engine: Final = engine
         self.digest: Final = engine.digest
+        self.schema: Final = Schema(manifest.features, manifest.input_dtype)
         self._block: Final = block  # owns the memory that the rest points into
         self.ring: list[bytes] = []
         limits = Limits.of(manifest.features, manifest.input_dtype)
@@ -163,6 +168,13 @@ def check_same_stream(before: Engine, after: Engine) -> None:
         raise ArtifactError(
             f"model {after.digest} has {len(new.outputs)} label outputs instead of {len(old.outputs)}: {remedy}"
         )
+
+
+def drained(durations_ns: "array[int]") -> LatencyHistogram:
+    """The histogram of the durations, which are forgotten."""
+    found = observe_ns(np.array(durations_ns, np.int64))
+    del durations_ns[:]
+    return found
 
 
 class Outside(ValueError):

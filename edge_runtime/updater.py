@@ -34,7 +34,8 @@ from edge_runtime.core.backoff import next_delay_seconds
 from edge_runtime.core.budget import Budget, breaches
 from edge_runtime.core.lifecycle import needs
 from edge_runtime.core.transfer import Action, Append, Ask, Done, Failed, Leave, Transfer
-from edge_runtime.link import Broker, Connected, Disconnected, Link, Received
+from edge_runtime.link import Connected, Disconnected, Link, Received
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.truststore import TrustStore
 
 CONNECT_SECONDS: Final = 30.0

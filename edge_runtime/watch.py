@@ -3,11 +3,10 @@
 import logging
 from collections import Counter
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edge_runtime.adapters.last_exit import FIRST_START, LastExit
 from edge_runtime.adapters.probes import Probes
-from edge_runtime.adapters.status_report import LimitsReport, Rows
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.messages import Health
@@ -15,6 +14,9 @@ from edge_runtime.core import budget
 from edge_runtime.core import events as core
 from edge_runtime.engine import trim_memory
 from edge_runtime.runtime import Observation, Runtime
+
+if TYPE_CHECKING:
+    from edge_runtime.adapters.status_report import LimitsReport, Rows
 
 log = logging.getLogger("skiffd")
 
@@ -129,8 +131,10 @@ class Watch:
         self._correct += seen.correct
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> "Rows":
         """Rows of closed windows since the start, by outcome."""
+        from edge_runtime.adapters.status_report import Rows  # noqa: PLC0415 (the first answer does without)
+
         return Rows(
             answered=self._answered,
             failed=self._failed,
@@ -140,8 +144,10 @@ class Watch:
         )
 
     @property
-    def limits(self) -> LimitsReport:
+    def limits(self) -> "LimitsReport":
         """The limits in force and what is done about them."""
+        from edge_runtime.adapters.status_report import LimitsReport  # noqa: PLC0415 (the first answer does without)
+
         limits = self._guard.limits
         return LimitsReport(
             rss_soft_bytes=limits.rss_soft_bytes,

@@ -1,20 +1,25 @@
 """Fixtures and profiles for the whole suite."""
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.services import Mosquitto, find_mosquitto, missing_service
+from tests.support.covering import covering
 
 # Nothing above loads numpy: one BLAS thread each, or the workers of `-n` fight over the cores.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before any test imports ONNX Runtime
 
-# ci: the same examples every time, no wall-clock limits. explore: fresh random examples, kept in .hypothesis.
-settings.register_profile("ci", derandomize=True, max_examples=100, deadline=None, print_blob=True)
+# ci: the same examples every time, no wall-clock limits. full: five times as many of them, for `make test-all`.
+# explore: fresh random examples, kept in .hypothesis.
+settings.register_profile("ci", derandomize=True, max_examples=40, deadline=None, print_blob=True)
+settings.register_profile("full", parent=settings.get_profile("ci"), max_examples=200)
 settings.register_profile(
     "explore", max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -23,10 +28,27 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for a broker, before ``-m`` selects."""
+    """Marks, before ``-m`` selects, every test that asks for a broker, and what `covering` leaves to the slow run."""
+    matrices: defaultdict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         if "mosquitto" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)
+        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+            matrices[item.nodeid.partition("[")[0]].append(item)
+    for matrix in matrices.values():
+        kept = covering([_values(item) for item in matrix])
+        for place, item in enumerate(matrix):
+            if place not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+def _values(item: pytest.Function) -> dict[str, Hashable]:
+    """Which values the test got from each of its ``parametrize`` marks."""
+    found: dict[str, Hashable] = {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        found[",".join(names)] = tuple(id(item.callspec.params[name.strip()]) for name in names)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -107,6 +107,11 @@ class Mosquitto:
         """End the broker in order: it writes its state and closes its connections."""
         self._end(signal.SIGTERM)
 
+    def saved_since(self, moment: float) -> bool:
+        """Whether it has written what it retains since ``moment`` (seconds since 1970): killed before, it forgets."""
+        database = self._folder / "mosquitto.db"
+        return database.exists() and database.stat().st_mtime > moment
+
     def kill(self) -> None:
         """End the broker as a power cut would: what it had not written is lost."""
         self._end(signal.SIGKILL)

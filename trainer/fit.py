@@ -12,10 +12,13 @@ from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.validation import has_fit_parameter
 
+from converters.ranges import Ranges
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.fields import nearest
 from trainer.datasets import LEFT, RIGHT, Table, WatchData, load_csv, load_npz, load_watch
-from trainer.spec import REGRESSORS, ModelSpec, TableSource, TrainSpec, WatchSource
+from trainer.spec import REGRESSORS, DeclaredRanges, ModelSpec, TableSource, TrainSpec, WatchSource
 
 _ESTIMATORS: Final[Mapping[str, type]] = {
     "forest": RandomForestClassifier,
@@ -56,7 +59,8 @@ class Split:
 class Fitted:
     """A fitted pipeline with its training rows.
 
-    ``evaluation`` is the `measure` (accuracy, or R² of a regressor) on each named part that was held out.
+    ``evaluation`` is the `measure` (accuracy, or R² of a regressor) on each named part that was held out; ``ranges`` is
+    what `converters.convert` takes.
     """
 
     pipeline: Pipeline
@@ -64,17 +68,42 @@ class Fitted:
     feature_names: tuple[str, ...]
     evaluation: tuple[tuple[str, float], ...]
     measure: str
+    ranges: Ranges | None
 
 
 def fit(spec: TrainSpec) -> Fitted:
     """Fits and evaluates; raises `DatasetError` or `ConfigError` when the rows do not allow what the spec asks."""
     split = read_rows(spec)
-    pipeline = make_pipeline(spec.model, spec.seed)
+    ranges = ranges_for(spec, split.feature_names)
+    return evaluated(spec, split, ranges, fitted_to(split, make_pipeline(spec.model, spec.seed), spec.name))
+
+
+def fitted_to(
+    split: Split, pipeline: Pipeline, name: str, weights: NDArray[np.float64] | None = None
+) -> Pipeline:
+    """``pipeline``, fitted to the training rows, the last step with ``weights`` (n,) where they are given.
+
+    Raises `ConfigError` when it cannot be fitted, or when weights are given and its last step takes none.
+    """
+    step, estimator = pipeline.steps[-1]
+    told: dict[str, NDArray[np.float64]] = {}
+    if weights is not None:
+        if not has_fit_parameter(estimator, "sample_weight"):
+            raise ConfigError(
+                f"model {name}: {type(estimator).__name__} takes no weights of rows; choose another kind of model, or "
+                "fit it without (--reweight off)"
+            )
+        told[f"{step}__sample_weight"] = weights
     try:
-        pipeline.fit(split.training.X, split.training.y)
+        pipeline.fit(split.training.X, split.training.y, **told)
     except ValueError as e:
-        raise ConfigError(f"model {spec.name}: cannot be fitted: {e}") from e
-    evaluation = tuple((name, float(pipeline.score(rows.X, rows.y))) for name, rows in split.evaluation)
+        raise ConfigError(f"model {name}: cannot be fitted: {e}") from e
+    return pipeline
+
+
+def evaluated(spec: TrainSpec, split: Split, ranges: Ranges | None, pipeline: Pipeline) -> Fitted:
+    """A fitted pipeline with how well it does on each part that was held out; it is told the features' names."""
+    evaluation = tuple((name, score(pipeline, rows)) for name, rows in split.evaluation)
     # What scikit-learn notes itself when it is given a data frame: the names travel with the pipeline.
     pipeline[0].feature_names_in_ = np.array(split.feature_names, dtype=object)
     return Fitted(
@@ -82,8 +111,30 @@ def fit(spec: TrainSpec) -> Fitted:
         training=split.training,
         feature_names=split.feature_names,
         evaluation=evaluation,
-        measure="R²" if spec.model.kind in REGRESSORS else "accuracy",
+        measure=measure_of(spec.model),
+        ranges=ranges,
     )
+
+
+def measure_of(model: ModelSpec) -> str:
+    """The name of what `score` gives."""
+    return "R²" if model.kind in REGRESSORS else "accuracy"
+
+
+def score(pipeline: Pipeline, rows: Rows, weights: NDArray[np.float64] | None = None) -> float:
+    """Accuracy, or R² of a regressor; each row counts by its weight where ``weights`` (n,) are given."""
+    return float(pipeline.score(rows.X, rows.y, sample_weight=weights))
+
+
+def ranges_for(spec: TrainSpec, feature_names: tuple[str, ...]) -> Ranges | None:
+    """The spec's ranges; a name that no column has is refused here, before the pipeline is fitted."""
+    if not isinstance(spec.ranges, DeclaredRanges):
+        return spec.ranges
+    for name, _ in spec.ranges.features:
+        if name not in feature_names:
+            hint = nearest(name, feature_names)
+            raise ConfigError(f"{spec.ranges.where}.{name}: the rows have no feature of that name{hint}")
+    return dict(spec.ranges.features)
 
 
 def make_pipeline(model: ModelSpec, seed: int) -> Pipeline:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from converters.artifact import Artifact, convert
 from edge_runtime.contract.profile import CellSpec
+from trainer.aimed import Aim, Outcome, fit_to
 from trainer.fit import fit
 from trainer.spec import TrainSpec
 
@@ -15,12 +16,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A proven artifact, and its ``measure`` on each part of the rows it has not seen."""
+    """A proven artifact, and its ``measure`` on each part of the rows it has not seen.
+
+    ``outcome`` is what became of the aim, None where there was none.
+    """
 
     artifact: Artifact
     evaluation: tuple[tuple[str, float], ...]
     measure: str
     training_rows: int
+    outcome: Outcome | None = None
 
 
 def run(
@@ -28,17 +33,19 @@ def run(
     out: Path | str,
     *,
     layout: CellSpec | None = None,
+    aim: Aim | None = None,
     progress: Progress | None = None,
 ) -> Made:
     """Makes the artifact of ``spec`` and writes it to ``out``; the same spec and rows give the same bytes.
 
-    ``layout`` is that of the model this one succeeds, so that drift history stays comparable.
+    ``layout`` is that of the model this one succeeds, so that drift history stays comparable; ``aim`` is the fleet that
+    training rows are re-weighted to, which the certificate then says.
 
-    Raises what `trainer.fit.fit` and `converters.convert` raise.
+    Raises what `trainer.fit.fit`, `trainer.aimed.fit_to` and `converters.convert` raise.
     """
     if progress is not None:
         progress("fit", 0, 1)
-    fitted = fit(spec)
+    fitted, outcome = (fit(spec), None) if aim is None else fit_to(spec, aim)
     if progress is not None:
         progress("fit", 1, 1)
     artifact = convert(
@@ -53,6 +60,8 @@ def run(
         seed=spec.seed,
         layout=layout,
         budgets=spec.budgets,
+        ranges=fitted.ranges,
+        notes=() if outcome is None else (outcome.summary,),
         progress=progress,
     )
     return Made(
@@ -60,4 +69,5 @@ def run(
         evaluation=fitted.evaluation,
         measure=fitted.measure,
         training_rows=len(fitted.training.X),
+        outcome=outcome,
     )

@@ -29,13 +29,16 @@
 
     [conversion]
     probes = 100000           # about how many rows to prove parity on
+    # ranges = "training"     # where the model is proven and used; devices refuse other rows. Or feature by feature:
+    ranges.accel_x_mean = { low = -20.0, high = 20.0 }   # both ends belong to it
+    ranges.accel_x_std = { low = 0.0 }                   # no upper limit
 """
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ConfigError, ContractError
@@ -45,6 +48,7 @@ from edge_runtime.contract.manifest import Budgets
 
 SCALERS: Final = ("standard", "minmax", "maxabs", "robust", "none")
 WATCH: Final = "watch"
+TRAINING: Final = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,14 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredRanges:
+    """Features and their lowest and highest value, None for no limit; ``where`` is the key of the file, for errors."""
+
+    where: str
+    features: tuple[tuple[str, tuple[float | None, float | None]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
     """Everything a training run is told. The same spec and rows give the same artifact, byte for byte."""
 
@@ -115,6 +127,7 @@ class TrainSpec:
     model: ModelSpec
     budgets: Budgets
     probes: int
+    ranges: DeclaredRanges | Literal["training"] | None = None
 
 
 def load(path: Path | str) -> TrainSpec:
@@ -148,6 +161,7 @@ def read(document: Mapping[str, object], where: str, folder: Path) -> TrainSpec:
             rss_bytes=int(budgets.number("rss_mb", 0.0, low=0.0) * 1e6),
         ),
         probes=conversion.integer("probes", 100_000, low=1),
+        ranges=_ranges(conversion),
     )
     for section in (data, evaluation, model, budgets, conversion, f):
         section.finish()
@@ -192,3 +206,28 @@ def _model(f: Fields) -> ModelSpec:
     return ModelSpec(
         kind=kind, scaler=f.text("scaler", "standard", choices=SCALERS), parameters=tuple(sorted(found))
     )
+
+
+def _ranges(conversion: Fields) -> DeclaredRanges | Literal["training"] | None:
+    try:
+        features = conversion.section("ranges", {})
+    except ConfigError as e:
+        try:
+            conversion.text("ranges", choices=(TRAINING,))
+        except ConfigError:
+            raise conversion.fail("ranges", f'expected "{TRAINING}", or a table of features') from e
+        return TRAINING
+    found = tuple((name, _ends(features.section(name))) for name in features.names())
+    return DeclaredRanges(where=features.path, features=found) if found else None
+
+
+def _ends(feature: Fields) -> tuple[float | None, float | None]:
+    given = feature.names()
+    found = {end: feature.number(end, 0.0) for end in ("low", "high")}
+    feature.finish()
+    low, high = (found[end] if end in given else None for end in ("low", "high"))
+    if low is None and high is None:
+        raise feature.fail("low", "is missing, and so is high; give one of them or both")
+    if low is not None and high is not None and low > high:
+        raise feature.fail("low", f"{low} is above high, {high}; swap them")
+    return low, high

@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from aggregator.config import read_gates, read_stages, read_trial
-from aggregator.records import Figure, Gates, Judgement, Rollout, Unit, Verdict
+from aggregator.looks import Alarm, Look, Reading, Verdict
+from aggregator.records import Gates, Rollout
 from edge_runtime.contract import ids
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.messages import ModelReport
@@ -91,7 +92,6 @@ def read_reports(text: str) -> tuple[ModelReport, ...]:
 def read_verdict(text: str) -> Verdict:
     """Reads a `Verdict` written by `to_text`; raises `ContractError`."""
     f = Fields(json.loads(text), "verdict")
-    judgement = f.section("judgement")
     return Verdict(
         kind=f.text("kind"),
         model=ids.model_name(f.text("model")),
@@ -100,53 +100,79 @@ def read_verdict(text: str) -> Verdict:
         at_ns=f.integer("at_ns"),
         outcome=f.text("outcome"),
         reason=f.text("reason", max_length=MAX_TEXT),
-        judgement=Judgement(
-            outcome=judgement.text("outcome"),
-            reason=judgement.text("reason", max_length=MAX_TEXT),
-            p=judgement.number("p"),
-            alpha=judgement.number("alpha"),
-            reference_units=judgement.integer("reference_units"),
-            fleet_units=judgement.integer("fleet_units"),
-            permutations=judgement.integer("permutations"),
-            exact=judgement.flag("exact"),
-            figures=tuple(_read_figure(g) for g in judgement.sections("figures")),
-        ),
-        devices=tuple(ids.device_id(name) for name in f.texts("devices")),
-        left_out=tuple((ids.device_id(name), why) for name, why in _pairs(f, "left_out")),
-        streak=f.integer("streak"),
-        clear=f.integer("clear"),
-        incident=f.flag("incident"),
-        changed=f.text("changed"),
-        first=f.integer("first"),
-        last=f.integer("last"),
-    )
-
-
-def _read_figure(f: Fields) -> Figure:
-    return Figure(
-        name=f.text("name"),
         p=f.number("p"),
-        statistic=f.number("statistic"),
-        moved=f.flag("moved"),
-        psi=f.number("psi"),
-        ks=f.number("ks"),
-        js_bits=f.number("js_bits"),
-        wasserstein_sd=f.number("wasserstein_sd"),
-        mean_shift_sd=f.number("mean_shift_sd"),
-        missing=_two(f, "missing"),
-        cut=f.number("cut"),
-        below=_two(f, "below"),
-        broad=f.number("broad"),
+        look=f.integer("look"),
+        judged=f.integer("judged"),
+        moved=f.texts("moved"),
+        devices=tuple(ids.device_id(name) for name in f.texts("devices")),
+        left_out=tuple((name, str(why)) for name, why in _pairs(f, "left_out")),
     )
 
 
-def _two(f: Fields, name: str) -> tuple[float, float]:
-    first, second = f.numbers(name)
-    return first, second
+def read_alarm(text: str) -> Alarm:
+    """Reads an `Alarm` written by `to_text`; raises `ContractError`."""
+    f = Fields(json.loads(text), "alarm")
+    return Alarm(
+        kind=f.text("kind"),
+        feature=f.text("feature", "") or None,
+        cohort=f.text("cohort"),
+        opened_window=f.integer("opened_window"),
+        closed_window=None,
+        devices=tuple(ids.device_id(name) for name in f.texts("devices")),
+        severity=f.text("severity"),
+        why=f.text("why", max_length=MAX_TEXT),
+        evidence=tuple((name, _plain(value)) for name, value in _pairs(f, "evidence")),
+    )
 
 
-def _pairs(f: Fields, name: str) -> list[tuple[str, str]]:
-    return [(str(pair[0]), str(pair[1])) for pair in f.items(name) if isinstance(pair, list)]
+def look_text(look: Look) -> str:
+    """A look's figures and accuracy, for people, and its suspects."""
+    found = {
+        "figures": {name: asdict(familiar) for name, familiar in look.figures.items()},
+        "estimate": asdict(look.estimate),
+        "suspects": look.suspects,
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+def read_suspects(text: str) -> dict[str, tuple[ids.DeviceId, ...]]:
+    """`Look.suspects` from what `look_text` wrote; raises `ContractError`."""
+    f = Fields(json.loads(text), "look").section("suspects")
+    return {name: tuple(map(ids.device_id, f.texts(name))) for name in f.names()}
+
+
+def reading_text(reading: Reading) -> str:
+    """A reading as JSON text, its counters packed as on the wire."""
+    found = {name: getattr(reading, name) for name in _READING} | {
+        "profile": _profile_document(reading.profile)
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+_READING: Final = ("device", "start_ns", "end_ns", "windows", "labelled", "correct", "refused")
+
+
+def read_reading(text: str) -> Reading:
+    """Reads what `reading_text` wrote; raises `ContractError`."""
+    f = Fields(json.loads(text), "reading")
+    return Reading(
+        device=ids.device_id(f.text("device")),
+        profile=_read_profile(f.section("profile")),
+        start_ns=f.integer("start_ns"),
+        end_ns=f.integer("end_ns"),
+        windows=f.integer("windows"),
+        labelled=f.integer("labelled"),
+        correct=f.integer("correct"),
+        refused=tuple((reason, int(n)) for reason, n in _pairs(f, "refused")),
+    )
+
+
+def _plain(value: object) -> float | str:
+    return float(value) if isinstance(value, int | float) else str(value)
+
+
+def _pairs(f: Fields, name: str) -> list[tuple[str, Any]]:
+    return [(str(pair[0]), pair[1]) for pair in f.items(name) if isinstance(pair, list)]
 
 
 def _profile_document(profile: Profile) -> dict[str, Any]:
@@ -175,32 +201,3 @@ def profile_text(profile: Profile) -> str:
 def read_profile(text: str) -> Profile:
     """Reads what `profile_text` wrote; raises `ContractError`."""
     return _read_profile(Fields(json.loads(text), "profile"))
-
-
-def units_text(units: Iterable[Unit]) -> str:
-    """The baseline's units as JSON text."""
-    return json.dumps(
-        [
-            {
-                "device": unit.device,
-                "profile": _profile_document(unit.profile),
-                "labelled": unit.labelled,
-                "correct": unit.correct,
-            }
-            for unit in units
-        ]
-    )
-
-
-def read_units(text: str) -> tuple[Unit, ...]:
-    """Reads what `units_text` wrote; raises `ContractError`."""
-    f = Fields({"units": json.loads(text)}, "baseline")
-    return tuple(
-        Unit(
-            device=ids.device_id(g.text("device")),
-            profile=_read_profile(g.section("profile")),
-            labelled=g.integer("labelled"),
-            correct=g.integer("correct"),
-        )
-        for g in f.sections("units")
-    )

@@ -1,4 +1,4 @@
-"""Runs the configured retrain command, one at a time, without waiting for it."""
+"""Runs a configured command, one at a time, without waiting for it."""
 
 import contextlib
 import os
@@ -24,7 +24,9 @@ class HookResult:
 
 
 class Hook:
-    """The command, given the path of a request in place of ``{request}``. Its standard output and error go to a file.
+    """The command, given the path of a document in place of ``{what}``, by default ``{request}``.
+
+    Its standard output and error go to a file beside the document.
 
     Not thread-safe; `poll` is called from the owner's loop.
     """
@@ -36,7 +38,9 @@ class Hook:
         *,
         timeout_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        what: str = "request",
     ) -> None:
+        self._what = what
         self._command = tuple(command)
         self._folder = folder
         self._timeout = timeout_seconds
@@ -53,14 +57,14 @@ class Hook:
         return self._process is not None
 
     def start(self, number: int, document: str) -> HookResult | None:
-        """Writes the request and starts the command on it; a result at once when it cannot be started."""
+        """Writes the document and starts the command on it; a result at once when it cannot be started."""
         if self._process is not None:
             raise RuntimeError("a hook is running already; poll() it to its end first")
         self._folder.mkdir(parents=True, exist_ok=True)
-        request = self._folder / f"request-{number}.json"
-        request.write_text(document, encoding="utf-8")
-        command = [str(request) if word == "{request}" else word for word in self._command]
-        output = (self._folder / f"request-{number}.log").open("w+b")
+        path = self._folder / f"{self._what}-{number}.json"
+        path.write_text(document, encoding="utf-8")
+        command = [str(path) if word == f"{{{self._what}}}" else word for word in self._command]
+        output = path.with_suffix(".log").open("w+b")
         try:
             # A process group of its own, so that a timeout ends what the command started too.
             self._process = subprocess.Popen(

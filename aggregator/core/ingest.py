@@ -6,17 +6,19 @@ key (device, session, seq) counts it once, and the device is told again.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from aggregator.records import Arrival, DeadLetter
-from edge_runtime.contract.codec import decode
+from edge_runtime.contract.codec import decode, decode_all
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import DeviceId, Digest, SessionId
 from edge_runtime.contract.manifest import ArtifactInfo
-from edge_runtime.contract.messages import Ack, Event, Status, Window
-from edge_runtime.contract.profile import FIXED_POINT, Profile
+from edge_runtime.contract.messages import Ack, Event, Message, Status, Window
+from edge_runtime.contract.profile import FIXED_POINT, Profile, fit
 from edge_runtime.contract.topics import Topics
 
 MAX_WINDOW_COUNT: Final = 1 << 32
@@ -44,24 +46,56 @@ class Plan:
 
 
 def read(topics: Topics, topic: str, payload: bytes) -> Decoded:
-    """Decodes one message and holds it against the topic it came on.
+    """`read_all` of one message."""
+    (found,) = read_all(topics, ((topic, payload),))
+    return found
+
+
+def read_all(topics: Topics, messages: Sequence[tuple[str, bytes]]) -> list[Decoded]:
+    """Decodes messages, each a topic and a payload, and holds them against the topics they came on.
 
     Never raises: the broker would bring a message that ended the service back to the next one. So an error
     that only a mistake in the decoder can make is a dead letter as well.
     """
-    message: Status | Window | Event | DeadLetter
+    opened: Sequence[Message | ContractError | None]
     try:
-        message = _read(topics, topic, payload)
+        opened = decode_all([payload for _, payload in messages])
+    except Exception:  # noqa: BLE001 (one of them; alone each says for itself)
+        opened = [None] * len(messages)
+    found = []
+    for (topic, payload), one in zip(messages, opened, strict=True):
+        message: Status | Window | Event | DeadLetter
+        try:
+            message = _read(topics, topic, payload, _alone(payload) if one is None else one)
+        except Exception as e:  # noqa: BLE001
+            message = DeadLetter(topic, payload, f"the decoder failed: {type(e).__name__}: {e}", "decoder")
+        found.append(Decoded(topic=topic, payload=payload, message=message))
+    return found
+
+
+def _alone(payload: bytes) -> Message | ContractError:
+    try:
+        return decode(payload)
     except ContractError as e:
-        message = DeadLetter(topic, payload, str(e))
-    except Exception as e:  # noqa: BLE001
-        message = DeadLetter(topic, payload, f"the decoder failed: {type(e).__name__}: {e}")
-    return Decoded(topic=topic, payload=payload, message=message)
+        return e
 
 
-def _read(topics: Topics, topic: str, payload: bytes) -> Status | Window | Event:
-    topics.sender(topic)
-    message = decode(payload)
+def _read(
+    topics: Topics, topic: str, payload: bytes, message: Message | ContractError
+) -> Status | Window | Event | DeadLetter:
+    cause = "topic"
+    try:
+        # A window on its own topic is the common case, and that is one of a device.
+        if not isinstance(message, Window) or topic != topics.window(message.device, message.model):
+            topics.sender(topic)
+        cause = "payload"
+        if isinstance(message, ContractError):
+            raise message
+        cause = "counts"
+        if isinstance(message, Window):
+            _check_counts(message)
+    except ContractError as e:
+        return DeadLetter(topic, payload, str(e), cause)
     match message:
         case Status():
             expected = topics.status(message.device)
@@ -69,35 +103,45 @@ def _read(topics: Topics, topic: str, payload: bytes) -> Status | Window | Event
             expected = topics.event(message.device)
         case Window():
             expected = topics.window(message.device, message.model)
-            _check_counts(message)
         case _:
-            raise ContractError(f"a {type(message).__name__} is not what devices send")
+            return DeadLetter(topic, payload, f"a {type(message).__name__} is not what devices send", "kind")
     if topic != expected:
-        raise ContractError(f"the payload belongs on {expected!r}, it came on {topic!r}")
+        return DeadLetter(
+            topic, payload, f"the payload belongs on {expected!r}, it came on {topic!r}", "sender"
+        )
     return message
+
+
+def sender(topics: Topics, topic: str) -> str:
+    """Whose turn a message takes: its device's, or for statuses one apart; all strangers share one.
+
+    A device whose windows are too many may still say that it is there, and its last will that it is not.
+    """
+    try:
+        device, what = topics.sender(topic)
+    except ContractError:
+        return "?"
+    return f"{device} status" if what == "status" else device
 
 
 def _check_counts(w: Window) -> None:
     """Bounds that hold for every honest window under any layout, so that sums stay exact in 64 bits."""
     profile = w.profile
-    counts = {
-        "rows": profile.rows,
-        "failed": w.failed,
-        "refused": sum(n for _, n in w.refused),
-        "labelled": w.labelled,
-        "correct": w.correct,
-        "windows": w.windows,
-    }
-    for name, count in counts.items():
-        if count > MAX_WINDOW_COUNT:
-            raise ContractError(
-                f"window.{name}: {count} is more than the {MAX_WINDOW_COUNT} a window can hold"
-            )
-    if int(profile.counts.max(initial=0)) > profile.rows:
-        raise ContractError(
-            f"window.profile: a cell counts {int(profile.counts.max())} of {profile.rows} rows"
-        )
-    if int(profile.sums.max(initial=0)) > 2 * FIXED_POINT * profile.rows:
+    refused = sum(n for _, n in w.refused) if w.refused else 0
+    if max(profile.rows, w.failed, refused, w.labelled, w.correct, w.windows) > MAX_WINDOW_COUNT:
+        counts = {
+            "rows": profile.rows,
+            "failed": w.failed,
+            "refused": refused,
+            "labelled": w.labelled,
+            "correct": w.correct,
+            "windows": w.windows,
+        }
+        name, count = next((name, count) for name, count in counts.items() if count > MAX_WINDOW_COUNT)
+        raise ContractError(f"window.{name}: {count} is more than the {MAX_WINDOW_COUNT} a window can hold")
+    if (top := int(np.maximum.reduce(profile.counts, initial=0))) > profile.rows:
+        raise ContractError(f"window.profile: a cell counts {top} of {profile.rows} rows")
+    if max(profile.sums.tolist(), default=0) > 2 * FIXED_POINT * profile.rows:
         raise ContractError(
             f"window.profile: probabilities of {profile.rows} rows sum to more than {profile.rows}"
         )
@@ -105,13 +149,37 @@ def _check_counts(w: Window) -> None:
 
 def check_profile(profile: Profile, info: ArtifactInfo) -> None:
     """Raises `ContractError` unless ``profile`` is one that a device serving the artifact could have counted."""
-    spec = info.reference.spec
-    wanted = 1 + spec.classes if info.manifest.probabilities else 0
-    profile.check(spec)
+    profile.check(info.reference.spec)
+    wanted = _sums(info)
     if profile.sums.size != wanted:
         raise ContractError(
             f"profile has {profile.sums.size} sums of probabilities; the artifact's has {wanted}"
         )
+
+
+def _sums(info: ArtifactInfo) -> int:
+    """How many sums of probabilities a device that serves the artifact keeps."""
+    return 1 + info.reference.spec.classes if info.manifest.probabilities else 0
+
+
+def _fitting(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> set[int]:
+    """The places of the windows that `check_profile` would let pass under their artifacts; all of one at once."""
+    of: dict[Digest, list[tuple[int, Profile]]] = defaultdict(list)
+    for i, decoded in enumerate(messages):
+        window = decoded.message
+        if isinstance(window, Window) and window.digest in infos:
+            of[window.digest].append((i, window.profile))
+    found = set()
+    for digest, members in of.items():
+        info = infos[digest]
+        wanted = _sums(info)
+        fits = fit([profile for _, profile in members], info.reference.spec)
+        found |= {
+            i
+            for (i, profile), is_fit in zip(members, fits, strict=True)
+            if is_fit and profile.sums.size == wanted
+        }
+    return found
 
 
 def digests(messages: Iterable[Decoded]) -> set[Digest]:
@@ -119,7 +187,7 @@ def digests(messages: Iterable[Decoded]) -> set[Digest]:
     return {m.message.digest for m in messages if isinstance(m.message, Window)}
 
 
-def plan(messages: Iterable[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> Plan:
+def plan(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> Plan:
     """Sorts a batch.
 
     ``infos`` holds the artifacts known here. A window of an unknown artifact is kept, and
@@ -133,7 +201,8 @@ def plan(messages: Iterable[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> P
     statuses: list[Status] = []
     dead: list[DeadLetter] = []
     done: dict[tuple[DeviceId, SessionId], set[int]] = defaultdict(set)
-    for decoded in messages:
+    fitting = _fitting(messages, infos)
+    for i, decoded in enumerate(messages):
         match decoded.message:
             case DeadLetter() as letter:
                 dead.append(letter)
@@ -146,10 +215,10 @@ def plan(messages: Iterable[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> P
                 done[window.device, window.session].add(window.seq)
                 info = infos.get(window.digest)
                 try:
-                    if info is not None:
+                    if info is not None and i not in fitting:
                         check_profile(window.profile, info)
                 except ContractError as e:
-                    dead.append(DeadLetter(decoded.topic, decoded.payload, str(e)))
+                    dead.append(DeadLetter(decoded.topic, decoded.payload, str(e), "layout"))
                 else:
                     windows.append(Arrival(window=window, payload=decoded.payload, judged=info is not None))
     return Plan(

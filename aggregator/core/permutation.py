@@ -98,7 +98,7 @@ def _statistics(deals: Floats, values: Floats, floor: float, *, one_sided: bool)
     return sums if one_sided else np.abs(sums, out=sums)
 
 
-def compare(
+def compare(  # noqa: PLR0913 (what is compared, and how long)
     first: NDArray[np.floating],
     second: NDArray[np.floating],
     owners: NDArray[np.int64],
@@ -108,12 +108,15 @@ def compare(
     samples: int,
     seed: int,
     one_sided: bool = False,
+    enough: int = 0,
 ) -> Comparison:
     """Tests ``first`` (n1, components) against ``second`` (n2, components), each with at least two units.
 
     ``owners`` (components,) gives each component's owner, non-decreasing from 0 without gaps. ``one_sided``
-    asks whether ``first`` is larger. When there are at most ``exact_limit`` dealings all are looked at and p
-    is exact, else ``samples`` are drawn with ``seed``.
+    asks whether ``first`` is larger. When there are at most ``exact_limit``
+    dealings all are looked at and p is exact, else ``samples`` are drawn with ``seed``, and fewer where ``enough`` of
+    them already reach the strongest owner: p is large then (J. Besag and P. Clifford, "Sequential Monte Carlo
+    p-values", 1991).
 
     Raises:
         ValueError: a set has fewer than two units, or the shapes do not fit.
@@ -132,71 +135,14 @@ def compare(
     exact = total <= exact_limit
     chunk = max(1, CHUNK_ELEMENTS // max(values.shape[1], n1 + n2))
     rng = None if exact else np.random.default_rng(seed)
-    largest = [
-        _statistics(deals, values, floor, one_sided=one_sided).max(axis=1)
-        for deals in _deals(n1 + n2, n1, total if exact else samples, rng, chunk)
-    ]
+    largest: list[Floats] = []
+    reached = 0
+    for deals in _deals(n1 + n2, n1, total if exact else samples, rng, chunk):
+        largest.append(_statistics(deals, values, floor, one_sided=one_sided).max(axis=1))
+        reached += int(np.count_nonzero(largest[-1] >= observed.max()))
+        if enough and not exact and reached >= enough:
+            break
     return _comparison(observed, np.concatenate(largest), exact=exact)
-
-
-def compare_pairs(
-    differences: NDArray[np.floating],
-    owners: NDArray[np.int64],
-    *,
-    floor: float,
-    exact_limit: int,
-    samples: int,
-    seed: int,
-) -> Comparison:
-    """Tests whether ``differences`` (units, components), each a unit's later value minus its earlier one, centre on 0.
-
-    Under no change a unit's two values are exchangeable, so each unit's difference is as likely with the
-    other sign (all its components at once). The statistic is |mean| / sqrt(max(variance / n, floor)). All
-    signs are looked at when there are at most ``exact_limit`` patterns up to the sign of all, else
-    ``samples`` are drawn with ``seed``.
-
-    Raises:
-        ValueError: there are fewer than two units, or the shapes do not fit.
-    """
-    units = len(differences)
-    if units < 2 or differences.shape[1:] != owners.shape:
-        raise ValueError(f"cannot compare pairs of shape {differences.shape} with owners {owners.shape}")
-    values = differences.astype(np.float64)
-    squares = (values * values).sum(axis=0)
-
-    def statistics(signs: Floats) -> Floats:
-        means = signs @ values / units
-        variance = (squares - units * means * means) / ((units - 1.0) * units)
-        result: Floats = np.abs(means) / np.sqrt(np.maximum(variance, floor))
-        return result
-
-    observed = _by_owner(statistics(np.ones((1, units))), owners)
-    total = 1 << (units - 1)
-    exact = total <= exact_limit
-    rng = None if exact else np.random.default_rng(seed)
-    chunk = max(1, CHUNK_ELEMENTS // max(values.shape[1], units))
-    largest = [
-        statistics(signs).max(axis=1) for signs in _signs(units, total if exact else samples, rng, chunk)
-    ]
-    return _comparison(observed, np.concatenate(largest), exact=exact)
-
-
-def smallest_p_of_pairs(units: int, *, exact_limit: int, samples: int) -> float:
-    """The smallest p-value that ``units`` pairs can reach."""
-    total = 1 << max(0, units - 1)
-    return 1.0 / total if total <= exact_limit else 1.0 / (1 + samples)
-
-
-def _signs(units: int, total: int, rng: np.random.Generator | None, chunk: int) -> Iterator[Floats]:
-    """±1 matrices (rows, units), the last unit always +1: patterns that differ in every sign are the same."""
-    for start in range(0, total, chunk):
-        rows = min(chunk, total - start)
-        if rng is None:
-            bits = (np.arange(start, start + rows)[:, None] >> np.arange(units)) & 1
-        else:
-            bits = rng.integers(0, 2, size=(rows, units))
-            bits[:, -1] = 0
-        yield np.where(bits, -1.0, 1.0)
 
 
 def _by_owner(statistics: Floats, owners: NDArray[np.int64]) -> Floats:

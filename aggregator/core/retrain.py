@@ -1,99 +1,91 @@
-"""When a better model is asked for, and what the request tells the trainer.
+"""What a request for a better model tells the trainer, and when one is held back.
 
-Drift alone is no reason: harmless drift is common. A request needs inputs that moved persistently, against
-the training (``skew``) or against the devices' own past (``drift``), **and** predictions or accuracy that
-moved, in the same cohort of the same artifact. One request per artifact: the answer to it is another
+`aggregator.core.judge` wishes for one when the inputs of a cohort keep moving **and** its predictions or its accuracy
+have moved: drift alone is no reason, harmless drift is common. One request per artifact: the answer to it is another
 artifact.
 """
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Final
 
 from aggregator.config import RetrainConfig
-from aggregator.records import Block, RetrainRequest, Verdict
-from edge_runtime.contract.ids import DeviceId, Digest, FleetId
+from aggregator.looks import Alarm, Block, Wish
+from aggregator.records import RetrainRequest
+from edge_runtime.contract.ids import DeviceId, Digest, FleetId, ModelName
 from edge_runtime.contract.packing import pack_planes
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
-def wanted(
-    verdicts: Iterable[Verdict],
-    asked: Iterable[Digest],
-    latest_ns: int | None,
-    config: RetrainConfig,
-    now_ns: int,
-) -> tuple[Verdict, ...]:
-    """The verdicts of the worst cohort that call for a retraining, what moved in the inputs first; empty when
-    none does.
-
-    ``asked`` holds the artifacts a request was already made for, ``latest_ns`` when the model's newest one
-    was.
+def held_back(
+    digest: Digest, asked: Collection[Digest], latest_ns: int | None, config: RetrainConfig, now_ns: int
+) -> bool:
+    """Whether no request is made: ``asked`` holds the artifacts that one was made for, ``latest_ns`` is when the
+    model's newest was.
     """
-    asked = set(asked)
-    if latest_ns is not None and now_ns < latest_ns + int(config.cooldown_seconds * 1e9):
-        return ()
-    drifted: dict[tuple[Digest, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        if verdict.outcome == "drifted" and verdict.digest not in asked:
-            drifted.setdefault((verdict.digest, verdict.cohort), []).append(verdict)
-    calls = []
-    for found in drifted.values():
-        inputs = [v for v in found if v.kind in ("skew", "drift")]
-        effects = [v for v in found if v.kind in ("prediction", "performance")]
-        if inputs and (effects or not config.require_effect):
-            calls.append((min(v.judgement.p for v in inputs), (*inputs, *effects)))
-    return min(calls, key=lambda call: call[0])[1] if calls else ()
+    cooling = latest_ns is not None and now_ns < latest_ns + int(config.cooldown_seconds * 1e9)
+    return digest in asked or cooling
 
 
-def request(
+def request(  # noqa: PLR0917 (the fields of a document)
     fleet: FleetId,
-    calls: Sequence[Verdict],
-    blocks: Sequence[Block],
+    model: ModelName,
+    digest: Digest,
+    wish: Wish,
+    alarms: Iterable[Alarm],
+    blocks: Iterable[Block],
     attributes: Mapping[DeviceId, Mapping[str, str]],
     now_ns: int,
 ) -> RetrainRequest:
-    """The request for the cohort of ``calls``, with each device's histograms, so that training rows can be
+    """The request for the cohort of ``wish``, with each of its devices' histograms, so that training rows can be
     re-weighted to what the fleet sees without one raw row. Counters are packed as on the wire
     (`packing.pack_planes`), in base64.
     """
-    first = calls[0]
-    why = f"{first.cohort}: " + "; ".join(f"{v.kind} {v.outcome} ({v.reason})" for v in calls)
-    members = set(first.devices)
+    name, _, value = wish.cohort.partition("=")
+    members = [
+        block
+        for block in blocks
+        if not value or attributes.get(block.reading.device, {}).get(name, "") == value
+    ]
+    why = f"{wish.cohort}: {wish.why}"
     document = {
         "schema": SCHEMA,
         "fleet": fleet,
-        "model": first.model,
-        "digest": first.digest,
-        "cohort": first.cohort,
+        "model": model,
+        "digest": digest,
+        "cohort": wish.cohort,
         "at_ns": now_ns,
         "why": why,
-        "windows": {"first": first.first, "last": first.last},
-        "verdicts": [asdict(verdict) for verdict in calls],
-        "devices": [
-            {
-                "device": block.device,
-                "attributes": dict(attributes.get(block.device, {})),
-                "windows": [block.first, block.last],
-                "layout": block.profile.layout,
-                "rows": block.rows,
-                "labelled": block.labelled,
-                "correct": block.correct,
-                "counts": base64.b64encode(pack_planes(block.profile.counts)).decode("ascii"),
-                "sums": block.profile.sums.tolist(),
-            }
-            for block in blocks
-            if block.device in members
-        ],
+        "windows": {
+            "first": min((block.first for block in members), default=0),
+            "last": max((block.last for block in members), default=0),
+        },
+        "alarms": [asdict(alarm) for alarm in alarms if alarm.cohort == wish.cohort],
+        "devices": [_device(block, attributes.get(block.reading.device, {})) for block in members],
     }
     return RetrainRequest(
-        model=first.model,
-        digest=first.digest,
-        cohort=first.cohort,
+        model=model,
+        digest=digest,
+        cohort=wish.cohort,
         at_ns=now_ns,
         why=why,
         document=json.dumps(document, sort_keys=True),
     )
+
+
+def _device(block: Block, attributes: Mapping[str, str]) -> dict[str, object]:
+    reading = block.reading
+    return {
+        "device": reading.device,
+        "attributes": dict(attributes),
+        "windows": [block.first, block.last],
+        "layout": reading.profile.layout,
+        "rows": reading.profile.rows,
+        "labelled": reading.labelled,
+        "correct": reading.correct,
+        "counts": base64.b64encode(pack_planes(reading.profile.counts)).decode("ascii"),
+        "sums": reading.profile.sums.tolist(),
+    }

@@ -89,7 +89,7 @@ def _finish(story: Story, summary: dict[str, Any], report: Path, json_path: Path
 def _stay(story: Story) -> None:
     config = story.work / "aggregator.toml"
     err.print("\nstill running; press Ctrl-C to end it. From another shell:", markup=False)
-    for words in ("fleet", "drift", "rollout status"):
+    for words in ("fleet", "drift", "incidents --all", "rollout status"):
         err.print(f"  {Path(sys.executable).parent / 'skiff'} {words} {config}", markup=False)
     try:
         threading.Event().wait()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from aggregator.records import Selection
 from cli.demo.devices import MODEL
-from cli.demo.story import UNSEEN, Story
+from cli.demo.story import MOST_INCIDENTS, MOVED, UNSEEN, Story, evidence_of
 from cli.models import read_artifact
 from cli.report import AccuracyPoint, FeatureShift, Moment, Report, ServingPoint
 from edge_runtime.contract.ids import DeviceId
@@ -59,13 +59,14 @@ def summarise(story: Story) -> dict[str, Any]:
         "alarms": [
             {
                 "kind": row["kind"],
-                "feature": row["columns"][0] if row["columns"] else "",
-                "features": row["columns"],
+                "feature": row["document"].get("feature", ""),
                 "cohort": row["cohort"],
+                "severity": row["severity"],
                 "model": names.get(row["digest"], row["digest"]),
-                "window": row["document"]["last"],
+                "look": row["document"]["opened_window"],
+                "closed": row["closed_why"],
             }
-            for row in view.table("incidents")[::-1]
+            for row in view.table("incidents", MOST_INCIDENTS)[::-1]
         ],
         "rollouts": [
             {
@@ -165,7 +166,7 @@ def build_report(story: Story, summary: dict[str, Any]) -> Report:
             "one was turned down by its canaries. Raw rows never left a device."
         ),
         shifts=_shifts(story, windows),
-        cohort=str(story.alarm.get("cohort", "")),
+        cohort=MOVED,
         accuracy=[
             AccuracyPoint(
                 seconds=at,
@@ -180,7 +181,8 @@ def build_report(story: Story, summary: dict[str, Any]) -> Report:
         moments=[Moment(seconds=(at - start) / 1e9, text=text) for at, text in story.moments.items],
         tables=[
             ("Summary", [("what", "value"), *summary_rows(summary, story)]),
-            ("Rollouts", _audit_rows(story)),
+            ("Incidents", _incident_rows(story)),
+            ("Rollouts and requests", _audit_rows(story)),
             ("Devices", _device_rows(story, names)),
         ],
     )
@@ -199,29 +201,29 @@ def _devices_by_version(windows: list[Window], names: dict[Any, str]) -> dict[st
 
 
 def _shifts(story: Story, windows: Any) -> list[FeatureShift]:
-    if not story.alarm:
+    if not story.alarms:
         return []
-    verdict = story.alarm["document"]
+    alarm = story.alarms[0]["document"]
     info = read_artifact(story.work / "watch-1.onnx")[1]
     devices: dict[DeviceId, Profile] = {}
     for window in windows:
-        if window.digest == story.alarm["digest"] and window.device in verdict["devices"]:
+        if window.digest == story.alarms[0]["digest"] and window.device in alarm["devices"]:
             known = devices.get(window.device)
             devices[window.device] = window.profile if known is None else known.merge(window.profile)
-    moved = [figure for figure in verdict["judgement"]["figures"] if figure["moved"]]
-    return [_shift(info.reference, list(devices.values()), figure) for figure in moved[:SHOWN_SHIFTS]]
+    shown = story.alarms[:SHOWN_SHIFTS]
+    return [_shift(info.reference, list(devices.values()), incident) for incident in shown]
 
 
-def _shift(reference: Reference, devices: list[Profile], figure: dict[str, Any]) -> FeatureShift:
-    spec = reference.spec
-    j = [column.name for column in spec.columns].index(figure["name"])
+def _shift(reference: Reference, devices: list[Profile], incident: dict[str, Any]) -> FeatureShift:
+    spec, name, evidence = reference.spec, incident["document"]["feature"], evidence_of(incident)
+    j = [column.name for column in spec.columns].index(name)
     return FeatureShift(
-        name=figure["name"],
+        name=name,
         edges=np.asarray(spec.columns[j].edges, np.float64),
         reference=_cumulative(spec, [p for _, p in reference.groups], j),
         fleet=_cumulative(spec, devices, j),
-        statistic=float(figure["statistic"]),
-        psi=float(figure["psi"]),
+        score=float(evidence["z"]),
+        psi=float(evidence["psi"]),
     )
 
 
@@ -231,9 +233,27 @@ def _cumulative(spec: CellSpec, profiles: list[Profile], j: int) -> NDArray[np.f
     return shares
 
 
+def _incident_rows(story: Story) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("number", "open", "kind", "where", "severity", "why", "closed because")]
+    start = story.moments.start_ns
+    for row in story.view.table("incidents", MOST_INCIDENTS)[::-1]:
+        until = f"{(row['closed_ns'] - start) / 1e9:.0f} s" if row["closed_ns"] else "now"
+        where = ", ".join(filter(None, (row["document"].get("feature"), row["cohort"])))
+        rows.append(
+            (
+                str(row["id"]),
+                f"{(row['opened_ns'] - start) / 1e9:.0f} s to {until}",
+                *(row["kind"], where, row["severity"], row["document"]["why"], row["closed_why"]),
+            )
+        )
+    return rows
+
+
 def _audit_rows(story: Story) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("after", "who", "what", "why", "rollout")]
-    for row in story.view.table("audit")[::-1]:
+    for row in story.view.table("audit", MOST_INCIDENTS)[::-1]:
+        if " incident " in row["what"]:
+            continue  # they have a table of their own
         after = (row["at_ns"] - story.moments.start_ns) / 1e9
         rows.append((f"{after:.0f} s", row["who"], row["what"], row["why"], row["rollout"]))
     return rows

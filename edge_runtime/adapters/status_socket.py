@@ -2,20 +2,33 @@
 
 Whoever connects is sent one JSON document, and the connection is closed; nothing is read from it. The socket has mode
 0600, so it answers the daemon's own user and root.
+
+Where no file can be made (a state folder that is read-only, full, or too deep), the daemon takes a name of Linux's
+abstract namespace that follows from the path, so that both sides find it in the same configuration. Such a name has no
+permissions: the daemon looks who asks, and whoever asks looks who answers.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edge_runtime.contract.errors import ContractError, LinkError
+from edge_runtime.adapters.unix_socket import (
+    AbstractListener,
+    NoPlaceError,
+    UnixListener,
+    abstract,
+    check_path,
+    peer_uid,
+)
+from edge_runtime.contract.errors import ConfigError, ContractError, LinkError
 
 NAME: Final = "status.sock"
 MODE: Final = 0o600
@@ -24,9 +37,14 @@ CLIENT_SECONDS: Final = 1.0
 """How long one client may take to read; the others wait in line meanwhile, the daemon does not."""
 RETRY_SECONDS: Final = 0.02
 MAX_DOCUMENT_BYTES: Final = 1 << 20
-_MAX_ADDRESS_BYTES: Final = 107
+ROOT: Final = 0
 
 log = logging.getLogger(__name__)
+
+
+def fallback_name(path: Path) -> str:
+    """The abstract name that stands in for ``path``."""
+    return f"skiffd-status-{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}"
 
 
 class StatusSocket:
@@ -38,34 +56,24 @@ class StatusSocket:
     def __init__(self, path: Path, document: Callable[[], Mapping[str, Any]]) -> None:
         self._path: Final = path
         self._document: Final = document
-        self._listener: socket.socket | None = None
-        self._inode = 0
+        self._listener: UnixListener | AbstractListener | None = None
         self._stopping: Final = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listens from now on. A socket that a killed daemon left behind is replaced.
+        """Listens from now on, under ``path`` or, where that cannot be made, under `fallback_name`, which the log says.
 
-        Raises `LinkError` when the path cannot be bound, or when another daemon answers there.
+        A socket that a killed daemon left behind is replaced. Raises `LinkError` when another process listens there
+        already, or when something else than a socket is in the way.
         """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _address(self._path) as address:
-                _make_room(self._path, address)
-                listener.bind(address)
-                # Nobody can connect before listen(), so the mode is in force from the first client on.
-                self._path.chmod(MODE)
-                listener.listen(WAITING)
-                self._inode = self._path.stat().st_ino
-        except OSError as e:
-            listener.close()
-            raise LinkError(f"{self._path}: cannot listen there ({e.strerror or e})") from e
-        except LinkError:
-            listener.close()
-            raise
-        self._listener = listener
+            self._listener = self._listen()
+        except ConfigError as e:
+            raise LinkError(str(e)) from e
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._serve, args=(listener,), name="status", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._listener,), name="status", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -75,22 +83,32 @@ class StatusSocket:
         if listener is None or thread is None:
             return
         self._stopping.set()
-        listener.shutdown(socket.SHUT_RDWR)  # ends accept()
+        listener.socket.shutdown(socket.SHUT_RDWR)  # ends accept()
         thread.join(timeout=2 * CLIENT_SECONDS)
         listener.close()
-        with contextlib.suppress(OSError):  # another daemon may have taken the place
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
 
-    def _serve(self, listener: socket.socket) -> None:
+    def _listen(self) -> UnixListener | AbstractListener:
+        try:
+            return UnixListener(self._path, mode=MODE, backlog=WAITING)
+        except NoPlaceError as e:
+            name = fallback_name(self._path)
+            listener = AbstractListener(name, backlog=WAITING)
+            log.warning("status_elsewhere socket=@%s reason=%s", name, e)
+            return listener
+
+    def _serve(self, listener: UnixListener | AbstractListener) -> None:
         while not self._stopping.is_set():
             try:
-                client, _ = listener.accept()
+                client, _ = listener.socket.accept()
             except OSError as e:
                 if not self._stopping.wait(CLIENT_SECONDS):  # out of files, for one: some may be free then
                     log.warning("status_unanswered reason=%s", e.strerror or e)
                 continue
             try:
+                uid = peer_uid(client)
+                if uid not in (ROOT, os.geteuid()):  # a file's permissions say the same
+                    log.info("status_refused uid=%d", uid)
+                    continue
                 client.settimeout(CLIENT_SECONDS)
                 client.sendall(self._answer())
             except OSError as e:
@@ -115,7 +133,7 @@ def read_status(path: Path, timeout: float = 2.0) -> dict[str, Any]:
     """
     try:
         data = _receive(path, timeout)
-    except (FileNotFoundError, ConnectionRefusedError) as e:
+    except (FileNotFoundError, ConnectionRefusedError, NoPlaceError) as e:
         raise LinkError(
             f"{path}: nobody answers; is skiffd running with this configuration? (systemctl status skiffd)"
         ) from e
@@ -139,16 +157,7 @@ def read_status(path: Path, timeout: float = 2.0) -> dict[str, Any]:
 def _receive(path: Path, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     data = b""
-    with _address(path) as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout)
-        while True:
-            try:
-                client.connect(address)
-                break
-            except BlockingIOError:  # others wait already, and a Unix socket has no line beyond that
-                if time.monotonic() >= deadline:
-                    raise TimeoutError from None
-                time.sleep(RETRY_SECONDS)
+    with _reach(path, deadline) as client:
         while len(data) <= MAX_DOCUMENT_BYTES:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -161,32 +170,61 @@ def _receive(path: Path, timeout: float) -> bytes:
     raise ContractError(f"{path}: sends more than {MAX_DOCUMENT_BYTES} bytes, so it is not skiffd")
 
 
-@contextlib.contextmanager
-def _address(path: Path) -> Iterator[str]:
-    """An address for ``path``: by way of its open folder where it is longer than a Unix address may be (unix(7))."""
-    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _reach(path: Path, deadline: float) -> socket.socket:
+    """A connection to the daemon of ``path``, wherever it listens; where nobody does, raises what ``path`` raised."""
     try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
+        check_path(path)
+        return _connect(os.fspath(path), deadline)
+    except TimeoutError:  # somebody is there
+        raise
+    except (OSError, NoPlaceError) as e:
+        missing = e
+    try:
+        client = _connect(abstract(fallback_name(path)), deadline)
+    except ConnectionRefusedError:  # nobody has the name
+        raise missing from None
+    try:
+        _look_who_answers(peer_uid(client), path)
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
-def _make_room(path: Path, address: str) -> None:
-    """Removes the socket of a daemon that is gone; raises `LinkError` when one answers."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(CLIENT_SECONDS)
-        try:
-            client.connect(address)
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # it is so busy answering that nobody else can even wait
-        except ConnectionRefusedError:
-            if not path.is_socket():
-                raise LinkError(f"{path}: something else than a socket is in the way; remove it") from None
-            path.unlink()
-            return
-    raise LinkError(f"{path}: another skiffd answers there; two must not share one state_dir")
+def _connect(address: str, deadline: float) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while not _connects(client, address, deadline):
+            time.sleep(RETRY_SECONDS)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _connects(client: socket.socket, address: str, deadline: float) -> bool:
+    """False when others wait already: a Unix socket has no line beyond that."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    client.settimeout(left)
+    try:
+        client.connect(address)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _look_who_answers(uid: int, path: Path) -> None:
+    """What a file's permissions would settle. Raises PermissionError, and `LinkError` for a stranger's answer."""
+    me = os.geteuid()
+    owners = {ROOT, me}
+    with contextlib.suppress(OSError):  # the folder may be what is missing
+        owners.add(path.parent.stat().st_uid)
+    if uid not in owners:  # anyone may take an abstract name
+        raise LinkError(
+            f"{path}: the user with the number {uid} answers for it, who is neither root, you nor the owner of the "
+            "folder; if skiffd runs as that user, ask as that user"
+        )
+    if me not in (ROOT, uid):
+        raise PermissionError

@@ -13,7 +13,8 @@ from edge_runtime.check import certificate
 from edge_runtime.check.finding import Finding, error, ok, warning
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.errors import ContractError, LinkError
-from edge_runtime.link import Broker, Connected, Disconnected, Link
+from edge_runtime.link import Connected, Disconnected, Link
+from edge_runtime.mqtt.broker import Broker
 
 CONNECT_SECONDS: Final = 8.0
 RENEWAL_SECONDS: Final = 30 * 86400.0

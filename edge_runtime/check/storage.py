@@ -2,19 +2,17 @@
 
 import json
 import os
-import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from edge_runtime.adapters.unix_socket import MAX_PATH_BYTES
 from edge_runtime.check.finding import Finding, error, ok, warning
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.codec import MAX_MESSAGE_BYTES
 
-MAX_SOCKET_PATH: Final = 107
-"""sun_path in unix(7) has 108 bytes, one of them the final zero."""
 FREE_BYTES: Final = 256_000_000
 """Three models of 78 MB: the one that serves, the one before, the one that arrives."""
 VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay"})
@@ -163,24 +161,26 @@ def check_source(config: DaemonConfig) -> Iterator[Finding]:
             else:
                 yield ok("source.path", f"{source.path} can be read")
     if source.kind == "unix":
-        yield from _check_socket("source.socket", source.socket)
-    yield from _check_socket("device.status_socket", config.status_socket, parent_may_come=config.state_dir)
-
-
-def _check_socket(where: str, path: Path, parent_may_come: Path | None = None) -> Iterator[Finding]:
-    length = len(os.fsencode(path))
-    if length > MAX_SOCKET_PATH:
-        yield error(where, f"{path} has {length} bytes and the kernel allows {MAX_SOCKET_PATH}", "shorten it")
-    elif not path.parent.is_dir():
-        if path.parent != parent_may_come:
-            yield error(
-                where, f"the folder {path.parent} is not there", "create it, or name a RuntimeDirectory"
-            )
-        else:
-            yield ok(where, f"{path} can be made")
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        yield error(where, f"{path.parent} is not writable", "let the user of skiffd own it")
-    elif path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-        yield error(where, f"{path} is there and no socket", "remove it, or name another path")
+        yield _check_socket("source.socket", source.socket, no_place=error)
+    # Without a place in a folder, the daemon answers --status under an abstract name instead.
+    if config.status_socket.parent == config.state_dir and not config.state_dir.exists():
+        yield ok("device.status_socket", f"{config.status_socket} can be made")  # it comes with the folder
     else:
-        yield ok(where, f"{path} can be made")
+        yield _check_socket("device.status_socket", config.status_socket, no_place=warning)
+
+
+def _check_socket(where: str, path: Path, *, no_place: Callable[[str, str, str], Finding]) -> Finding:
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        return no_place(
+            where, f"{path} has {length} bytes and the kernel allows {MAX_PATH_BYTES}", "shorten it"
+        )
+    if not path.parent.is_dir():
+        return no_place(
+            where, f"the folder {path.parent} is not there", "create it, or name a RuntimeDirectory"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return no_place(where, f"{path.parent} is not writable", "let the user of skiffd own it")
+    if path.exists() and not path.is_socket():
+        return error(where, f"{path} is there and no socket", "remove it, or name another path")
+    return ok(where, f"{path} can be made")

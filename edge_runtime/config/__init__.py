@@ -19,7 +19,7 @@ from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.ids import CohortId, DeviceId, FleetId, ModelName
 from edge_runtime.core.budget import Budget, Limits
 from edge_runtime.core.windowing import WindowPolicy
-from edge_runtime.link import Broker
+from edge_runtime.mqtt.broker import Broker
 
 Clock = Literal["auto", "synced", "unsynced"]
 

@@ -10,19 +10,19 @@ not know yet are missing at the end, items that a reader does not know yet come 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgpack
 import numpy as np
 
-from edge_runtime.contract import ids, messages
+from edge_runtime.contract import ids, messages, plain
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Message
-from edge_runtime.contract.packing import pack_counts, unpack_counts
-from edge_runtime.contract.profile import MAX_CLASSES, Profile
+from edge_runtime.contract.packing import pack_counts, unpack_all, unpack_counts
+from edge_runtime.contract.profile import MAX_CLASSES, Counts, Profile
 
 MAJOR: Final = 1
 MINOR: Final = 1
@@ -34,8 +34,9 @@ WINDOW: Final = (
     *("latency", "queueing", "health", "refused", "failed", "labelled", "correct"),
 )
 """What the items of a window's body are, in this order; new ones come last."""
+_COUNTS: Final = WINDOW.index("counts")
+HEALTH: Final = plain.HEALTH
 LATENCY: Final = ("offset", "counts", "zero", "sum", "max")
-HEALTH: Final = tuple(field.name for field in dataclasses.fields(messages.Health))
 
 
 def latency_body(h: LatencyHistogram) -> dict[str, object]:
@@ -153,11 +154,15 @@ def _listed(items: object, names: tuple[str, ...], path: str) -> Fields:
     return Fields(dict(zip(names, items, strict=False)), path)
 
 
-def _read_profile(f: Fields) -> Profile:
+def _read_profile(origin: "_Origin", f: Fields) -> Profile:
+    layout, rows, packed = f.blob("layout", max_length=8), f.integer("rows"), f.blob("counts")
+    counts = unpack_counts(packed) if origin.counts is None else origin.counts
+    if isinstance(counts, ContractError):
+        raise counts
     return Profile(
-        layout=ids.layout_id(f.blob("layout", max_length=8).hex()),
-        rows=f.integer("rows"),
-        counts=unpack_counts(f.blob("counts")),
+        layout=ids.layout_id(layout.hex()),
+        rows=rows,
+        counts=counts,
         sums=np.asarray(f.integers("sums", ()), np.int64),
     )
 
@@ -167,12 +172,12 @@ def _read_window(origin: "_Origin", f: Fields) -> messages.Window:
     start_ns = f.integer("start")
     if "profile" in f.names():
         seq_lo, end_ns = f.integer("lo", origin.seq, high=origin.seq), f.integer("end")
-        profile, latency = _read_profile(f.section("profile")), read_latency(f.section("latency"))
+        profile, latency = _read_profile(origin, f.section("profile")), read_latency(f.section("latency"))
         queueing = LatencyHistogram()
     else:
         seq_lo = origin.seq - f.integer("back", high=origin.seq)
         end_ns = start_ns + f.integer("span", low=-start_ns, high=2**63 - 1 - start_ns)
-        profile = _read_profile(f)
+        profile = _read_profile(origin, f)
         latency, queueing = (
             read_latency(_listed(f.items(name, ()), LATENCY, f"window.{name}"))
             for name in ("latency", "queueing")
@@ -248,23 +253,30 @@ def _read_release(_: "_Origin", f: Fields) -> messages.SignedRelease:
 
 
 class _Origin:
-    """The envelope's address fields, validated when a kind needs them."""
+    """The envelope's address fields, validated when a kind needs them.
 
-    __slots__ = ("_device", "_session", "seq")
+    ``counts`` are a window's, where they were unpacked with others' already, or what is wrong with them.
+    """
+
+    __slots__ = ("counts", "name", "run", "seq")
 
     def __init__(self, device: str, session: str, seq: int) -> None:
-        self._device = device
-        self._session = session
+        self.name = device
+        self.run = session
         self.seq = seq
+        self.counts: Counts | ContractError | None = None
 
     def device(self) -> ids.DeviceId:
-        return ids.device_id(self._device)
+        return ids.device_id(self.name)
 
     def session(self) -> ids.SessionId:
-        return ids.session_id(self._session)
+        return ids.session_id(self.run)
 
+
+_Envelope = tuple[int, _Origin, object]
 
 KINDS: Final = {1: "status", 2: "window", 3: "event", 4: "ack", 5: "command", 6: "trust", 7: "release"}
+_WINDOW: Final = 2
 _READERS: Final[dict[int, Callable[[_Origin, Fields], Message]]] = {
     1: _read_status,
     2: _read_window,
@@ -302,12 +314,63 @@ def encode(message: Message) -> bytes:
         raise ContractError(
             f"{type(message).__name__} of {len(data)} bytes is larger than the {MAX_MESSAGE_BYTES} allowed"
         )
-    decode(data)
+    if not (
+        isinstance(message, messages.Ack) and plain.is_ack(message.device, message.session, message.seqs)
+    ):
+        decode(data)
     return data
 
 
 def decode(data: bytes) -> Message:
     """The message in ``data``; raises `ContractError` on anything a peer of this major would not send."""
+    (found,) = decode_all((data,))
+    if isinstance(found, ContractError):
+        raise found
+    return found
+
+
+def decode_all(messages: Sequence[bytes]) -> list[Message | ContractError]:
+    """`decode` of many at once: each one's message, or what it would raise. Windows' counters are unpacked together."""
+    opened: list[_Envelope | ContractError] = []
+    windows: list[tuple[_Origin, bytes]] = []
+    for data in messages:
+        try:
+            envelope = _open(data)
+        except ContractError as e:
+            opened.append(e)
+            continue
+        opened.append(envelope)
+        kind, origin, body = envelope
+        if (
+            kind == _WINDOW
+            and type(body) is list
+            and len(body) > _COUNTS
+            and isinstance(body[_COUNTS], bytes)
+        ):
+            windows.append((origin, body[_COUNTS]))
+    for (origin, _), counts in zip(windows, unpack_all([packed for _, packed in windows]), strict=True):
+        origin.counts = counts
+    found: list[Message | ContractError] = []
+    for one in opened:
+        try:
+            found.append(one if isinstance(one, ContractError) else _read(*one))
+        except ContractError as e:
+            found.append(e)
+    return found
+
+
+def _read(kind: int, origin: _Origin, body: object) -> Message:
+    if kind == _WINDOW and isinstance(body, list):
+        if isinstance(origin.counts, np.ndarray):
+            window = plain.read_window(origin.name, origin.run, origin.seq, body, origin.counts)
+            if window is not None:
+                return window
+        return _read_window(origin, _listed(body, WINDOW, "window"))
+    return _READERS[kind](origin, Fields(body, KINDS[kind]))
+
+
+def _open(data: bytes) -> _Envelope:
+    """The envelope: the message's kind, its address and its body."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise ContractError(f"message of {len(data)} bytes is larger than the {MAX_MESSAGE_BYTES} allowed")
     try:
@@ -336,7 +399,4 @@ def decode(data: bytes) -> Message:
         raise ContractError("envelope: device and session must be text")
     if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
         raise ContractError(f"envelope: seq {seq!r} is not a whole number in [0, 2^63)")
-    name = KINDS[kind]
-    by_position = name == "window" and isinstance(body, list)
-    fields = _listed(body, WINDOW, name) if by_position else Fields(body, name)
-    return _READERS[kind](_Origin(device, session, seq), fields)
+    return kind, _Origin(device, session, seq), body

@@ -54,6 +54,10 @@ class Fields:
         """Where this mapping stands in its document."""
         return self._path
 
+    def peek(self, name: str) -> object:
+        """The value as it stands, unchecked; None when it is missing."""
+        return self._mapping.get(name)
+
     def fail(self, name: str, problem: str) -> SkiffError:
         """An error of this reader's family that points at ``name``."""
         return self._error(f"{self._path}.{name}: {problem}")
@@ -93,6 +97,8 @@ class Fields:
     ) -> int:
         """An integer in ``[low, high]``; booleans and floats are refused."""
         value = self._get(name, default)
+        if type(value) is int and low <= value <= high:
+            return value
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fail(name, f"expected a whole number, got {_describe(value)}")
         if not low <= value <= high:
@@ -145,7 +151,12 @@ class Fields:
 
     def integers(self, name: str, default: Sequence[int] | _Required = REQUIRED) -> tuple[int, ...]:
         """A list of integers of at least 0."""
-        found = tuple(self._each(name, self.items(name, default), int, "a whole number"))
+        items = self.items(name, default)
+        if set(map(type, items)) <= {int}:
+            numbers = cast("list[int]", items)
+            if min(numbers, default=0) >= 0 and max(numbers, default=0) < 2**63:
+                return tuple(numbers)
+        found = tuple(self._each(name, items, int, "a whole number"))
         for i, value in enumerate(found):
             if isinstance(value, bool) or not 0 <= value < 2**63:
                 raise self.fail(f"{name}[{i}]", f"{value} is not a whole number in [0, 2^63)")

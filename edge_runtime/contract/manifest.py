@@ -277,7 +277,7 @@ def _read_cells(f: Fields) -> FeatureCells:
     raw = _blob(f, "edges")
     if len(raw) % 4:
         raise f.fail("edges", "is not a list of float32 values")
-    return FeatureCells(f.text("name"), tuple(float(x) for x in np.frombuffer(raw, "<f4")))
+    return FeatureCells(f.text("name"), tuple(np.frombuffer(raw, "<f4").tolist()))
 
 
 def _feature_document(feature: Feature) -> dict[str, object]:

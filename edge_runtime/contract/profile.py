@@ -160,7 +160,7 @@ class Profile:  # noqa: PLW1641 (arrays are compared, never hashed)
     def __post_init__(self) -> None:
         for name in ("counts", "sums"):
             array = np.array(getattr(self, name), dtype=np.int64)
-            if array.ndim != 1 or (array < 0).any():
+            if array.ndim != 1 or np.minimum.reduce(array, initial=0) < 0:
                 raise ContractError(f"profile.{name}: expected a list of counts of at least 0")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -177,10 +177,7 @@ class Profile:  # noqa: PLW1641 (arrays are compared, never hashed)
 
     def merge(self, other: "Profile") -> "Profile":
         """The profile of both sets of rows; raises `ContractError` when the layouts differ."""
-        if self.layout != other.layout or self.counts.size != other.counts.size:
-            raise ContractError(f"profiles of layouts {self.layout} and {other.layout} cannot be merged")
-        if self.sums.size != other.sums.size:
-            raise ContractError("a profile with probability sums cannot be merged with one without")
+        self.check_alike(other)
         return Profile(
             layout=self.layout,
             rows=self.rows + other.rows,
@@ -188,29 +185,69 @@ class Profile:  # noqa: PLW1641 (arrays are compared, never hashed)
             sums=self.sums + other.sums,
         )
 
+    def check_alike(self, other: "Profile") -> None:
+        """Raises `ContractError` when the two cannot be merged."""
+        if self.layout != other.layout or self.counts.size != other.counts.size:
+            raise ContractError(f"profiles of layouts {self.layout} and {other.layout} cannot be merged")
+        if self.sums.size != other.sums.size:
+            raise ContractError("a profile with probability sums cannot be merged with one without")
+
     def check(self, spec: CellSpec) -> "Profile":
         """Returns itself when it fits ``spec``; raises `ContractError` naming what does not."""
+        if fit((self,), spec)[0]:
+            return self
+        raise ContractError(self._misfit(spec))
+
+    def _misfit(self, spec: CellSpec) -> str:
+        """What is wrong with a profile that does not `fit`."""
         if self.layout != spec.layout:
-            raise ContractError(f"profile of layout {self.layout} read under layout {spec.layout}")
+            return f"profile of layout {self.layout} read under layout {spec.layout}"
         if self.counts.size != spec.size or self.sums.size not in (0, 1 + spec.classes):
-            raise ContractError(
+            return (
                 f"profile has {self.counts.size} counters and {self.sums.size} sums; layout {spec.layout} has "
                 f"{spec.size} and {1 + spec.classes}"
             )
         if not 0 <= self.rows < MAX_ROWS or int(self.counts.max()) > self.rows:
-            raise ContractError(f"profile counts {self.counts.max()} of something in {self.rows} rows")
-        for j, column in enumerate(spec.columns):
-            start = int(spec.offsets[j])
-            seen = int(self.counts[start : start + column.size - 1].sum())
-            if seen != self.rows:
-                raise ContractError(f"profile of {column.name!r} counts {seen} values in {self.rows} rows")
-        if spec.classes and int(class_counts(spec, self).sum()) != self.rows:
-            raise ContractError(
-                f"profile counts {class_counts(spec, self).sum()} classes in {self.rows} rows"
-            )
-        if int(self.sums.max(initial=0)) > self.rows * FIXED_POINT:
-            raise ContractError(f"profile sums probabilities to more than 1 in each of {self.rows} rows")
-        return self
+            return f"profile counts {self.counts.max()} of something in {self.rows} rows"
+        seen = _seen(self.counts[None], spec)[0]
+        wrong = np.flatnonzero(seen != self.rows)
+        if wrong.size:
+            j = int(wrong[0])
+            return f"profile of {spec.columns[j].name!r} counts {seen[j]} values in {self.rows} rows"
+        classes = int(class_counts(spec, self).sum())
+        if spec.classes and classes != self.rows:
+            return f"profile counts {classes} classes in {self.rows} rows"
+        return f"profile sums probabilities to more than 1 in each of {self.rows} rows"
+
+
+def fit(profiles: Sequence[Profile], spec: CellSpec) -> list[bool]:
+    """Which profiles could have been counted under ``spec``; many cost little more than one each."""
+    found = [
+        p.layout == spec.layout
+        and p.counts.size == spec.size
+        and p.sums.size in (0, 1 + spec.classes)
+        and 0 <= p.rows < MAX_ROWS
+        and max(p.sums.tolist(), default=0) <= p.rows * FIXED_POINT
+        for p in profiles
+    ]
+    likely = [i for i, so_far in enumerate(found) if so_far]
+    for start in range(0, len(likely), _TOGETHER):
+        part = likely[start : start + _TOGETHER]
+        counts = np.stack([profiles[i].counts for i in part])
+        rows = np.array([profiles[i].rows for i in part])
+        good = (counts.max(axis=1) <= rows) & (_seen(counts, spec) == rows[:, None]).all(axis=1)
+        if spec.classes:
+            good &= counts[:, int(spec.offsets[-1]) :].sum(axis=1) == rows
+        for i, is_good in zip(part, good.tolist(), strict=True):
+            found[i] = is_good
+    return found
+
+
+def _seen(counts: Counts, spec: CellSpec) -> Counts:
+    """``(n, columns)`` rows that each column's counters add up to: all but its last, `repeat`, ``counts`` (n, size)."""
+    ends = spec.offsets[1:]
+    sums: Counts = np.add.reduceat(counts[:, : ends[-1]], spec.offsets[:-1], axis=1)
+    return sums - counts[:, ends - 1]
 
 
 def empty_profile(spec: CellSpec, *, probabilities: bool) -> Profile:
@@ -220,6 +257,19 @@ def empty_profile(spec: CellSpec, *, probabilities: bool) -> Profile:
         rows=0,
         counts=np.zeros(spec.size, np.int64),
         sums=np.zeros(1 + spec.classes if probabilities else 0, np.int64),
+    )
+
+
+def merged(profiles: Sequence[Profile]) -> Profile:
+    """The merged profile of at least one profile; raises `ContractError` when their layouts differ."""
+    first = profiles[0]
+    for other in profiles:
+        first.check_alike(other)
+    return Profile(
+        layout=first.layout,
+        rows=sum(profile.rows for profile in profiles),
+        counts=np.sum([profile.counts for profile in profiles], axis=0, dtype=np.int64),
+        sums=np.sum([profile.sums for profile in profiles], axis=0, dtype=np.int64),
     )
 
 

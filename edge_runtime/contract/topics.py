@@ -31,6 +31,7 @@ WINDOW: Final = Delivery(1, False)
 EVENT: Final = Delivery(1, False)
 ACK: Final = Delivery(0, False)
 COMMAND: Final = Delivery(1, False)
+ALARM: Final = Delivery(1, False)
 RELEASE: Final = Delivery(1, True)
 TRUST: Final = Delivery(1, True)
 BLOB: Final = Delivery(1, True)
@@ -65,6 +66,10 @@ class Topics:
         """Orders to a device."""
         return self._of("d", device, "cmd")
 
+    def alarm(self) -> str:
+        """What became of incidents, for whoever wants to know."""
+        return self._of("alarm")
+
     def release(self, cohort: CohortId, model: ModelName) -> str:
         """The signed release of a cohort and a model."""
         return self._of("release", cohort, model)
@@ -77,12 +82,16 @@ class Topics:
         """The ``index``-th chunk of `CHUNK_BYTES` of a blob."""
         return self._of("blob", digest, str(index))
 
-    def every(self, what: str) -> str:
-        """The filter an aggregator subscribes to: ``status``, ``event`` or ``window`` of every device."""
+    def every(self, what: str, share: str = "") -> str:
+        """The filter an aggregator subscribes to: ``status``, ``event`` or ``window`` of every device.
+
+        The broker hands each message to one of those who ``share`` a subscription of that name (MQTT 5, section 4.8.2).
+        """
+        head = f"$share/{share}/" if share else ""
         if what == "window":
-            return self._of("d", "+", "+", "window")
+            return head + self._of("d", "+", "+", "window")
         if what in ("status", "event"):
-            return self._of("d", "+", what)
+            return head + self._of("d", "+", what)
         raise ContractError(f"no such family of topics: {what!r}")
 
     def sender(self, topic: str) -> tuple[DeviceId, str]:

@@ -8,7 +8,7 @@ when a newer paho no longer calls it.
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
@@ -39,6 +39,9 @@ PACKET_SECONDS: Final = 60.0
 """From a packet's first byte to its last. Pings do not bound that while we go on sending."""
 LOOP_SECONDS: Final = 5.0
 _CHUNK_BYTES: Final = 64 << 10
+"""Read from the socket at once, and written to it at once where packets are small."""
+_AT_ONCE: Final = 256
+"""Packets handled before the socket is looked at again, for what waits to be written."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Client(mqtt.Client):
         *,
         mqtt5: bool,
         clean_session: bool,
+        receive_maximum: int,
         take: Callable[["Client", packets.Message], None],
     ) -> None:
         super().__init__(
@@ -76,10 +80,13 @@ class Client(mqtt.Client):
         self._max_packet_bytes = MAX_PACKET_BYTES
         self._mqtt5 = mqtt5
         self._keeps_session = not clean_session
+        self._receive_maximum = receive_maximum
         self._take = take
         self._last: mqtt.MQTTMessageInfo | None = None
         self._answer_due = 0.0
         self._packet_due: float | None = None
+        self._ahead = b""
+        self._ahead_at = 0
 
     def open(self, host: str, port: int, keepalive_seconds: int) -> None:
         """Opens the socket and queues CONNECT.
@@ -89,7 +96,7 @@ class Client(mqtt.Client):
         """
         if self._mqtt5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.ReceiveMaximum = MAX_IN_FLIGHT
+            properties.ReceiveMaximum = self._receive_maximum
             properties.MaximumPacketSize = MAX_PACKET_BYTES
             if self._keeps_session:
                 properties.SessionExpiryInterval = SESSION_SECONDS
@@ -125,7 +132,11 @@ class Client(mqtt.Client):
                 raise LinkError(f"the broker did not end a packet within {PACKET_SECONDS:g} s")
             if left <= 0:
                 raise LinkError(f"the broker did not answer CONNECT within {CONNECT_SECONDS:g} s")
-            code = self.loop(min(rest, left))
+            code = self.loop(0.0 if self._ahead else min(rest, left))
+            for _ in range(_AT_ONCE):
+                if code != MQTTErrorCode.MQTT_ERR_SUCCESS or not self._ahead or self.socket() is None:
+                    break
+                code = self.loop_read()
         return mqtt.error_string(code)
 
     def obey(self, properties: Any, keepalive_seconds: int) -> None:
@@ -161,6 +172,34 @@ class Client(mqtt.Client):
         self._last = info
         return info.mid
 
+    def send_all(self, messages: Sequence[tuple[str, bytes]]) -> int:
+        """Queues messages of QoS 0 that are not retained, and returns how many of them, from the first, there was room
+        for. Nobody is told when they are written.
+        """
+        room = max(0, MAX_OUTSTANDING - len(self._out_packet))
+        found = []
+        for topic, payload in messages[:room]:
+            packet = packets.publish_packet(topic, payload, mqtt5=self._mqtt5)
+            if len(packet) > self._max_packet_bytes:
+                break
+            found.append(packet)
+        self._queue_all(found)
+        return len(found)
+
+    def ack_all(self, mids: Sequence[int]) -> None:
+        """Queues the acknowledgements of messages that came."""
+        self._queue_all([packets.puback_packet(mid) for mid in mids])
+
+    def _queue_all(self, whole: Sequence[bytes]) -> None:
+        """Queues packets after whose writing paho has nothing to do, and wakes the thread once.
+
+        That is what it takes a PUBACK for, whatever the bytes are.
+        """
+        for packet in whole[:-1]:
+            self._out_packet.append(_out(packet))
+        if whole:
+            self._packet_queue(packets.PUBACK, whole[-1], 0, 1)
+
     @property
     def is_settled(self) -> bool:
         """Whether the last message sent was acknowledged (QoS 0: written)."""
@@ -179,10 +218,29 @@ class Client(mqtt.Client):
             packets.check_size(packet["command"], packet["remaining_length"])
             if packet["remaining_length"] > MAX_PACKET_BYTES and not packet["packet"]:
                 packet["packet"] = _Head()
-        data = super()._sock_recv(min(bufsize, _CHUNK_BYTES))
+        if not self._ahead:
+            self._ahead = super()._sock_recv(_CHUNK_BYTES)
+        at = self._ahead_at
+        data = self._ahead[at : at + bufsize]
+        self._ahead_at = at + len(data)
+        if self._ahead_at == len(self._ahead):
+            self._ahead, self._ahead_at = b"", 0
         if self._packet_due is None:
             self._packet_due = time.monotonic() + PACKET_SECONDS
         return data
+
+    def _packet_write(self) -> MQTTErrorCode:
+        """Joins what may be written at once: each small packet costs a system call and the interpreter's lock."""
+        queue = self._out_packet
+        joined: list[bytes | bytearray] = []
+        size = 0
+        while queue and size < _CHUNK_BYTES and queue[0]["command"] == packets.PUBACK and not queue[0]["pos"]:
+            packet = queue.popleft()["packet"]
+            joined.append(packet)
+            size += len(packet)
+        if joined:
+            queue.appendleft(_out(b"".join(joined)))
+        return super()._packet_write()
 
     def _packet_handle(self) -> MQTTErrorCode:
         self._packet_due = None
@@ -217,6 +275,19 @@ class _Head(bytearray):
     def __iadd__(self, data: Any) -> Self:  # type: ignore[misc]
         self.extend(data[: packets.MAX_HEAD_BYTES - len(self)])
         return self
+
+
+def _out(packet: bytes) -> Any:
+    """What paho keeps of a packet that waits to be written."""
+    return {
+        "command": packets.PUBACK,
+        "mid": 0,
+        "qos": 1,
+        "pos": 0,
+        "to_process": len(packet),
+        "packet": packet,
+        "info": None,
+    }
 
 
 def _wait_for_loop(_: mqtt.Client, __: object, ___: Any) -> None:

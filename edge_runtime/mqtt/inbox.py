@@ -23,25 +23,26 @@ class Inbox(Generic[E]):
         self._bytes = 0
         self._closed = False
         self._woken = False
+        self._waiting = 0
         self._changed = threading.Condition()
 
     def put(self, event: E) -> None:
         """Appends without waiting."""
         with self._changed:
             self._events.append((event, None))
-            self._changed.notify_all()
+            self._notify()
 
     def put_bounded(self, event: E, size_bytes: int) -> bool:
         """Appends when there is room; after `close` drops the event and returns False."""
         with self._changed:
             while not self._closed and self._is_full(size_bytes):
-                self._changed.wait()
+                self._wait(None)
             if self._closed:
                 return False
             self._messages += 1
             self._bytes += size_bytes
             self._events.append((event, size_bytes))
-            self._changed.notify_all()
+            self._notify()
             return True
 
     def _is_full(self, size_bytes: int) -> bool:
@@ -51,29 +52,55 @@ class Inbox(Generic[E]):
 
     def get(self, timeout_seconds: float) -> E | None:
         """The oldest event, or None after the timeout or a `wake`."""
-        deadline = time.monotonic() + timeout_seconds
+        found = self.get_many(1, timeout_seconds)
+        return found[0] if found else None
+
+    def get_many(self, limit: int, timeout_seconds: float) -> list[E]:
+        """The oldest events, up to ``limit``; waits for the first of them only, and no longer than a `wake`."""
         with self._changed:
-            while not self._events:
-                left = deadline - time.monotonic()
-                if self._woken or left <= 0:
-                    self._woken = False
-                    return None
-                self._changed.wait(left)
-            event, size_bytes = self._events.popleft()
-            if size_bytes is not None:
-                self._messages -= 1
-                self._bytes -= size_bytes
-                self._changed.notify_all()
-            return event
+            if not self._events and not self._wait_for_event(timeout_seconds):
+                return []
+            found: list[E] = []
+            before = self._messages
+            while self._events and len(found) < limit:
+                event, size_bytes = self._events.popleft()
+                if size_bytes is not None:
+                    self._messages -= 1
+                    self._bytes -= size_bytes
+                found.append(event)
+            if self._messages < before:
+                self._notify()
+            return found
+
+    def _wait_for_event(self, timeout_seconds: float) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        while not self._events:
+            left = deadline - time.monotonic()
+            if self._woken or left <= 0:
+                self._woken = False
+                return False
+            self._wait(left)
+        return True
 
     def wake(self) -> None:
         """Ends a waiting `get`, or the next one that would wait."""
         with self._changed:
             self._woken = True
-            self._changed.notify_all()
+            self._notify()
 
     def close(self) -> None:
         """Lets a waiting `put_bounded` go; later ones drop their event."""
         with self._changed:
             self._closed = True
+            self._notify()
+
+    def _wait(self, seconds: float | None) -> None:
+        self._waiting += 1
+        try:
+            self._changed.wait(seconds)
+        finally:
+            self._waiting -= 1
+
+    def _notify(self) -> None:
+        if self._waiting:
             self._changed.notify_all()

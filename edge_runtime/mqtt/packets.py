@@ -21,10 +21,12 @@ MAX_HEAD_BYTES: Final = 4 + (64 << 10)
 
 CONNACK: Final = 0x20
 PUBLISH: Final = 0x30
+PUBACK: Final = 0x40
+_PUBACK: Final = bytes((PUBACK, 2))
 _DISCONNECT: Final = 0xE0
 _NAMES: Final = {
     CONNACK: "CONNACK",
-    0x40: "PUBACK",
+    PUBACK: "PUBACK",
     0x90: "SUBACK",
     0xB0: "UNSUBACK",
     0xD0: "PINGRESP",
@@ -40,6 +42,23 @@ class Message:
     payload: bytes = field(repr=False)
     retained: bool
     mid: int
+
+
+def publish_packet(topic: str, payload: bytes, *, mqtt5: bool) -> bytes:
+    """A whole PUBLISH of QoS 0 that is not retained, without properties."""
+    name = topic.encode()
+    rest = 2 + len(name) + mqtt5 + len(payload)
+    head = bytearray((PUBLISH,))
+    while rest > 0x7F:
+        head.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    head.append(rest)
+    return b"".join((head, len(name).to_bytes(2), name, b"\0" if mqtt5 else b"", payload))
+
+
+def puback_packet(mid: int) -> bytes:
+    """A whole PUBACK: received, without a reason."""
+    return _PUBACK + mid.to_bytes(2)
 
 
 def check_size(first: int, length: int) -> None:

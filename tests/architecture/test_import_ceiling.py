@@ -13,12 +13,15 @@ NEVER_ON_A_DEVICE = frozenset(
         "joblib",
         "matplotlib",
         "onnx",
+        "prometheus_client",
+        "psycopg",
         "pydantic",
         "rich",
         "scipy",
         "securesystemslib",
         "skl2onnx",
         "sklearn",
+        "sqlalchemy",
         "starlette",
         "tuf",
         "typer",
@@ -49,9 +52,14 @@ def loaded_by(*modules: str) -> frozenset[str]:
     return frozenset(name.partition(".")[0] for name in json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("module", ["edge_runtime.runtime", "edge_runtime.daemon"])
-def test_the_device_stays_below_its_import_ceiling(module):
-    loaded = loaded_by(module)
+FIRST_ANSWER = ("edge_runtime.skiffd", "edge_runtime.daemon", "edge_runtime.adapters.sources.stdio")
+DAEMON = (*FIRST_ANSWER, "edge_runtime.uplink", "edge_runtime.adapters.status_socket")
+"""With what it loads once a model serves."""
+
+
+@pytest.mark.parametrize("modules", [("edge_runtime.runtime",), DAEMON])
+def test_the_device_stays_below_its_import_ceiling(modules):
+    loaded = loaded_by(*modules)
     assert "onnxruntime" in loaded, "the probe looked at the wrong process: no engine was loaded"
     assert not loaded & NEVER_ON_A_DEVICE
 
@@ -72,7 +80,13 @@ UNUSED = {"argparse", "difflib", "email", "http", "psutil", "subprocess", "zipfi
 
 
 def test_the_daemon_loads_what_it_seldom_needs_when_it_needs_it():
-    assert not loaded_by("edge_runtime.skiffd", "edge_runtime.daemon") & UNUSED
+    assert not loaded_by(*DAEMON) & UNUSED
+
+
+def test_the_first_row_is_answered_without_what_only_the_link_needs():
+    link = {"paho", "ssl"}
+    assert link <= loaded_by(*DAEMON)
+    assert not loaded_by(*FIRST_ANSWER) & link
 
 
 def test_what_paho_was_spared_is_whole_for_others():

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from aggregator.core.standing import KINDS
 from edge_runtime.contract import codec, ids, messages, packing, topics
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName
 from edge_runtime.contract.latency import SCALE, LatencyHistogram
@@ -231,6 +232,28 @@ def _envelope(kind: int, body: Schema, what: type) -> Schema:
     return _listed(fields, len(fields), _doc(what))
 
 
+def _alarm() -> Schema:
+    fields = {
+        "schema": _whole("1"),
+        "id": _text("the same when the event is told again"),
+        "fleet": _text("the fleet's name", ids.NAME),
+        "event": _text("what became of the incident", choices=("opened", "escalated", "closed")),
+        "incident": _whole("its number in the ledger", low=1),
+        "model": _text("the model family", ids.NAME),
+        "digest": _text("SHA-256 of the artifact", ids.DIGEST),
+        "at_ns": _whole("when, in nanoseconds since 1970"),
+        "kind": _text("what moved", choices=KINDS),
+        "feature": {"type": ["string", "null"], "description": "the column; null when an output moved"},
+        "cohort": _text("`fleet`, or `attribute=value`"),
+        "opened_window": _whole("the number of the look that opened it"),
+        "severity": _text("whether to wake somebody", choices=("page", "ticket")),
+        "devices": _many(_text("a device's name", ids.NAME), "those concerned"),
+        "why": {"type": "string", "description": "one sentence: what moved, or why it closed"},
+        "evidence": _table({"type": ["number", "string"]}, "the same in data, by name"),
+    }
+    return _named(fields, tuple(fields), "What became of an incident: JSON, not retained.")
+
+
 def _schemas() -> dict[str, Schema]:
     health = {field.name: _whole() for field in dataclasses.fields(messages.Health)}
     bodies = _bodies()
@@ -242,6 +265,7 @@ def _schemas() -> dict[str, Schema]:
         "Chunk": _bytes(
             "A piece of a blob as it is; only the last is shorter.", least=1, most=topics.CHUNK_BYTES
         ),
+        "Alarm": _alarm(),
         **{
             TYPES[name].__name__: _envelope(kind, bodies[name], TYPES[name])
             for kind, name in codec.KINDS.items()
@@ -287,6 +311,7 @@ def channels() -> tuple[Channel, ...]:
         Channel(
             "release", t.release(CohortId("{cohort}"), model), "aggregator", "SignedRelease", topics.RELEASE
         ),
+        Channel("alarm", t.alarm(), "aggregator", "Alarm", topics.ALARM),
         Channel("trust", trust, "publisher", "TrustBundle", topics.TRUST),
         Channel("chunk", chunk, "publisher", "Chunk", topics.BLOB),
     )
@@ -303,7 +328,12 @@ def _channel(c: Channel) -> Schema:
 
 
 def _operations(c: Channel) -> dict[str, Schema]:
-    receiver = "aggregator" if c.sender == "device" else "device"
+    receiver = {
+        "status": "aggregator",
+        "window": "aggregator",
+        "event": "aggregator",
+        "alarm": "listener",
+    }.get(c.name, "device")
     common = {
         "channel": {"$ref": f"#/channels/{c.name}"},
         "messages": [{"$ref": f"#/channels/{c.name}/messages/{c.message}"}],
@@ -326,8 +356,12 @@ def _operations(c: Channel) -> dict[str, Schema]:
 
 
 def _message(name: str) -> Schema:
-    kind = "application/octet-stream" if name == "Chunk" else "application/msgpack"
-    return {"name": name, "contentType": kind, "payload": _ref(name)}
+    kinds = {"Chunk": "application/octet-stream", "Alarm": "application/json"}
+    return {
+        "name": name,
+        "contentType": kinds.get(name, "application/msgpack"),
+        "payload": _ref(name),
+    }
 
 
 def document() -> Schema:
@@ -339,7 +373,8 @@ def document() -> Schema:
             "title": "skiff: devices and their centre",
             "version": f"{codec.MAJOR}.{codec.MINOR}.0",
             "description": f"{inspect.cleandoc(codec.__doc__ or '')}\n\n{inspect.cleandoc(topics.__doc__ or '')}\n\n"
-            f"Payloads are MessagePack of at most {codec.MAX_MESSAGE_BYTES} bytes, lists and maps of at most "
+            "Chunks are plain bytes, alarms are JSON, other payloads MessagePack, "
+            f"of at most {codec.MAX_MESSAGE_BYTES} bytes, lists and maps of at most "
             f"{codec.MAX_ITEMS} items. `format: binary` is MessagePack's bin; its lengths are in bytes.",
         },
         "defaultContentType": "application/msgpack",

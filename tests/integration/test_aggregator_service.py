@@ -10,19 +10,34 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from prometheus_client.parser import text_string_to_metric_families
 
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.windows import Windows
-from aggregator.config import RetrainConfig, load
+from aggregator.config import MetricsConfig, RetrainConfig, load
 from aggregator.records import RetrainRequest, Selection
 from aggregator.service import Service
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.profile import merge_all
-from tests.support.fleet import FLEET, MODEL, OTHER_SESSION, SPEC, TOPICS, A, event, publish_artifact, window
+from tests.services import Mosquitto, find_mosquitto, free_port, missing_service
+from tests.support.fleet import (
+    FLEET,
+    MODEL,
+    OTHER_SESSION,
+    SPEC,
+    TOPICS,
+    A,
+    event,
+    publish_artifact,
+    window,
+    wire,
+)
+from tests.support.flood import flood
 from tests.support.mqtt_device import MqttDevice
 
 WAIT_SECONDS = 30.0
@@ -233,7 +248,7 @@ def test_a_service_that_dies_after_the_commit_repeats_nothing(site, monkeypatch)
     device = site.device("dev-1")
     device.put([window(seq=1)])
     service = Service(site.config)
-    monkeypatch.setattr(service, "_say", cut_power)  # the acknowledgement is next
+    monkeypatch.setattr(service._intake, "_say", cut_power)  # the acknowledgement is next
     run_until_power_cut(site, service)
     assert not device.acked
     assert site.windows(Windows.figures).windows == 1
@@ -395,3 +410,79 @@ def test_a_persistent_session_brings_what_came_while_the_service_was_away(site):
     device.waiting.clear()  # never sent again: only the broker's session has them now
     with site.running():
         site.wait(lambda: site.windows(Windows.figures).windows == 10, "what the broker kept")
+
+
+FLOOD = 20_000
+SENDERS = 20
+
+
+def test_a_flood_of_one_device_delays_nobody_else(tmp_path, repository, monkeypatch):
+    """20,000 windows of one device stand in the broker's queue before anything that 20 others send."""
+    monkeypatch.chdir(repository)
+    binary = find_mosquitto()
+    if binary is None:
+        missing_service("mosquitto is not installed (Debian: apt-get install mosquitto)")
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    broker = Mosquitto(binary, folder, extra_config="max_queued_messages 0\nlog_type error")
+    broker.start()
+    site = Site(tmp_path, broker)
+    try:
+        with site.running():  # makes the broker's session
+            site.device("dev-0").put([window("dev-0", 1)])
+            site.wait(lambda: site.devices[0].acked, "the subscription")
+        topic, payload = wire(window("loud", 1))
+        assert flood(broker.port, ((topic, payload) for _ in range(FLOOD))) == FLOOD
+        names = [f"quiet-{i}" for i in range(SENDERS)]
+        for name in names:
+            site.device(name).put([window(name, seq) for seq in range(1, 6)])
+        batches = []
+        monkeypatch.setattr(Service, "_note", lambda _, batch: batches.append(batch))
+        with site.running():
+            site.wait(lambda: all(len(d.acked) == 5 for d in site.devices[1:]), "everyone's acknowledgements")
+        counted = {t.device: t.windows for t in site.windows(lambda it: it.totals(Selection(digest=A)))}
+        assert counted == {"dev-0": 1, "loud": 1, **dict.fromkeys(names, 5)}
+        looked_at = sum(batch.messages for batch in batches)
+        shed = sum(batch.shed for batch in batches)
+        assert shed > FLOOD / 2
+        assert looked_at < FLOOD / 2
+        print(f"{len(batches)} batches, {looked_at} messages looked at, {shed} shed")
+    finally:
+        for device in site.devices:
+            device.close()
+        broker.close()
+
+
+def test_the_page_for_prometheus_tells_what_came_in_and_who_is_there(site):
+    port = free_port()
+    config = replace(site.config, metrics=MetricsConfig(listen=f"127.0.0.1:{port}", refresh_seconds=0.1))
+
+    def scraped():
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return {}
+        return {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    with site.running(config):
+        device = site.device("dev-1")
+        device.put([window(seq=seq) for seq in range(1, 6)])
+        site.wait(lambda: len(device.acked) == 5, "the acknowledgements")
+        device.say(TOPICS.window(DeviceId("dev-1"), MODEL), b"\xc1 poison")
+        site.wait(lambda: scraped().get(("skiff_ingest_dead_letters_total", "payload")) == 1, "the poison")
+        site.wait(lambda: scraped().get(("skiff_store_windows_total",)) == 5, "a refreshed page")
+        found = scraped()
+    assert found["skiff_ingest_windows_total",] == 5
+    assert found["skiff_store_rows_total",] == 100
+    assert 1 <= found["skiff_ingest_acks_total",] <= 5
+    assert found["skiff_ingest_batch_seconds_count",] >= found["skiff_store_commit_seconds_count",] >= 2
+    assert found["skiff_link_connected", "aggregator"] == found["skiff_link_connected", "coordinator"] == 1
+    assert (found["skiff_leader",], found["skiff_fleet_devices_online",]) == (1, 1)
+    assert time.time() - 60 < found["skiff_ingest_newest_window_timestamp_seconds",] <= time.time()
+    with pytest.raises(OSError, match="refused"):
+        urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)

@@ -1,21 +1,22 @@
-"""The fleet verdict on real rows: smart-watches on the wrist the model was trained for, and on the other one."""
+"""The judge on real rows: smart-watches on the wrist the model was trained for, and on the other one."""
 
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from aggregator.config import DriftConfig
-from aggregator.core import drift
-from aggregator.records import Block
+from aggregator.core.judge import Judge
+from aggregator.looks import Reading, Slice
+from edge_runtime.contract import ids
 from edge_runtime.contract.ids import DeviceId
-from edge_runtime.contract.manifest import Reference
-from edge_runtime.contract.profile import Binner, CellSpec, cells_from_training
-from tests.support.fleet import A
+from edge_runtime.contract.manifest import ArtifactInfo, Feature, Golden, Manifest, Reference
+from edge_runtime.contract.profile import Binner, CellSpec, Profile, cells_from_training, merge_all
 from trainer.datasets import LEFT, RIGHT, WatchData, load_watch
 
 CONFIG = DriftConfig(attributes=("wrist",))
 WRISTS = {LEFT: "left", RIGHT: "right"}
 PEOPLE = range(1, 11)
+MINUTE = 60_000_000_000
 
 
 class Story:
@@ -34,55 +35,83 @@ class Story:
             cells_from_training("score", top),
             len(self.watch.label_names),
         )
-        groups = tuple((f"person-{p}", self.block(p, LEFT, training, "g").profile) for p in range(1, 7))
-        total = groups[0][1]
-        for _, profile in groups[1:]:
-            total = total.merge(profile)
-        self.reference = Reference(spec=self.spec, total=total, groups=groups)
+        groups = tuple((f"person-{p}", self.count(training.device_rows(p, LEFT))[0]) for p in range(1, 7))
+        golden = training.features[:8].astype(np.float32)
+        scores = self.forest.predict_proba(golden)
+        self.info = ArtifactInfo(
+            manifest=Manifest(
+                name=ids.model_name("watch"),
+                version="1",
+                task="classifier",
+                score="predict_proba",
+                features=tuple(Feature(name=name) for name in training.feature_names),
+                labels=tuple(self.watch.label_names),
+                input_name="rows",
+                label_output="label",
+                score_output="scores",
+                opset=21,
+                ir_version=10,
+                layout=self.spec.layout,
+                training_digest=ids.digest_of(training.features.tobytes()),
+            ),
+            reference=Reference(
+                spec=self.spec,
+                total=merge_all(self.spec, [profile for _, profile in groups], probabilities=True),
+                groups=groups,
+            ),
+            golden=Golden(rows=golden, labels=scores.argmax(axis=1), scores=scores),
+            certificate={},
+            opset=21,
+            ir_version=10,
+        )
+        self.attributes = {
+            DeviceId(f"watch-{person}-{name}"): {"wrist": name}
+            for person in PEOPLE
+            for name in WRISTS.values()
+        }
 
-    def block(self, person: int, wrist: int, rows: WatchData, name: str = "watch", number: int = 1) -> Block:
-        rows = rows.device_rows(person, wrist)
+    def count(self, rows: WatchData) -> tuple[Profile, int]:
+        """The profile of the rows, and how many the forest gets right."""
         scores = self.forest.predict_proba(rows.features).astype(np.float32)
         labels = scores.argmax(axis=1).astype(np.int64)
         binner = Binner(self.spec, probabilities=True)
         binner.observe(rows.features, labels, scores)
-        return Block(
-            device=DeviceId(f"{name}-{person}-{WRISTS[wrist]}"),
-            profile=binner.take(),
-            windows=1,
-            rows=len(rows),
-            seconds=1.0,
-            labelled=len(rows),
-            correct=int((labels == rows.labels).sum()),
-            first=number,
-            last=number,
-        )
+        return binner.take(), int((labels == rows.labels).sum())
 
-    def replay(self, wrists: tuple[int, ...], rng: np.random.Generator, number: int) -> list[Block]:
-        """One block per watch: all of its recordings but one, another one each time."""
-        blocks = []
+    def look(
+        self, wrists: tuple[int, ...], rng: np.random.Generator, number: int, *, labelled: bool
+    ) -> Slice:
+        """One reading per watch: all of its recordings but one, another one each time."""
+        start = number * 10 * MINUTE
+        readings = []
         for wrist in wrists:
             for person in PEOPLE:
-                parts = self.watch.device_rows(person, wrist)
-                recordings = np.unique(parts.recording)
-                left_out = rng.choice(recordings)
-                blocks.append(
-                    self.block(person, wrist, parts.take(parts.recording != left_out), number=number)
+                rows = self.watch.device_rows(person, wrist)
+                left_out = rng.choice(np.unique(rows.recording))
+                profile, correct = self.count(rows.take(rows.recording != left_out))
+                readings.append(
+                    Reading(
+                        device=DeviceId(f"watch-{person}-{WRISTS[wrist]}"),
+                        profile=profile,
+                        start_ns=start,
+                        end_ns=start + 10 * MINUTE,
+                        labelled=profile.rows if labelled else 0,
+                        correct=correct if labelled else 0,
+                    )
                 )
-        return blocks
+        return Slice(index=number, start_ns=start, end_ns=start + 10 * MINUTE, readings=tuple(readings))
 
-    def judge(self, blocks, *, baseline=None, origins=None) -> drift.Findings:
-        attributes = {b.device: {"wrist": b.device.rpartition("-")[2]} for b in blocks}
-        look = drift.Look(
-            digest=A,
-            reference=self.reference,
-            labels=self.watch.label_names,
-            blocks=tuple(blocks),
-            attributes=attributes,
-            baseline=baseline,
-            origins=origins or {},
-        )
-        return drift.judge(look, CONFIG)
+    def judge(self) -> Judge:
+        """As the monitor judges: each look covers what a watch does in a cycle."""
+        return Judge(self.info, CONFIG, attributes=self.attributes, settle=0, block_looks=1)
+
+    def play(self, seed: int, joins: int, looks: int, *, labelled: bool) -> Judge:
+        """The left watches, and from look ``joins`` on the right ones too."""
+        judge, rng = self.judge(), np.random.default_rng(seed)
+        for number in range(looks):
+            wrists = (LEFT, RIGHT) if number >= joins else (LEFT,)
+            judge.look(self.look(wrists, rng, number, labelled=labelled))
+        return judge
 
 
 @pytest.fixture(scope="module")
@@ -90,35 +119,33 @@ def story():
     return Story()
 
 
-def test_the_trained_wrist_is_stable_look_after_look(story):
-    rng = np.random.default_rng(0)
-    first = story.replay((LEFT,), rng, 1)
-    findings = story.judge(first)
-    baseline, origins = findings.baseline, {b.device: b.profile for b in first}
-    assert len(baseline) == 10
-    for number in range(2, 12):
-        findings = story.judge(story.replay((LEFT,), rng, number), baseline=baseline, origins=origins)
-        for (cohort, kind), judgement in findings.judgements.items():
-            assert judgement.outcome == drift.STABLE, (cohort, kind, judgement)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_trained_wrist_is_stable_look_after_look(story, seed):
+    judge = story.play(seed, 99, 16, labelled=True)
+    assert judge.alarms == ()
+    assert judge.wishes == ()
 
 
-def test_the_other_wrist_is_found_named_and_costs_accuracy(story):
-    rng = np.random.default_rng(1)
-    baseline = story.judge(story.replay((LEFT,), rng, 1)).baseline
-    for number in range(2, 7):
-        findings = story.judge(story.replay((LEFT, RIGHT), rng, number), baseline=baseline)
-        outcome = {key: judgement.outcome for key, judgement in findings.judgements.items()}
-        assert outcome["wrist=right", "skew"] == drift.MOVED
-        assert outcome["wrist=left", "skew"] == drift.STABLE
-        assert outcome["wrist=right", "performance"] == drift.MOVED
-        assert outcome["wrist=left", "performance"] == drift.STABLE
-        judged = findings.judgements["wrist=right", "skew"]
-        assert judged.exact
-        assert judged.p <= 2 / 8008
-        assert set(judged.moved) & {"accel_x_mean", "accel_x_min", "accel_x_max"}
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no-labels"])
+def test_the_other_wrist_is_found_named_and_costs_accuracy(story, labelled):
+    judge = story.play(2, 10, 16, labelled=labelled)
+    right = [a for a in judge.alarms if a.cohort == "wrist=right"]
+    assert {a.feature for a in right if a.kind == "skew"} & {"accel_x_mean", "accel_x_min", "accel_x_max"}
+    assert {a.kind for a in right} & {"performance", "prediction"}
+    if labelled:
+        (accuracy,) = [a for a in right if a.kind == "performance"]
+        evidence = dict(accuracy.evidence)
+        assert evidence["to"] < evidence["from"] - 0.1
+        assert accuracy.severity == "page"
+    assert {a.opened_window for a in right} <= {10, 11, 12}
+    assert {d for a in right for d in a.devices} == {d for d in story.attributes if d.endswith("right")}
+    assert not [a for a in judge.alarms if a.cohort == "wrist=left"]
+    assert "wrist=right" in {wish.cohort for wish in judge.wishes}
 
 
-def test_seen_from_the_start_the_other_wrist_is_kept_out_of_the_baseline(story):
-    findings = story.judge(story.replay((LEFT, RIGHT), np.random.default_rng(2), 1))
-    assert {unit.device.rpartition("-")[2] for unit in findings.baseline} == {"left"}
-    assert findings.judgements["wrist=right", "performance"].outcome == drift.MOVED
+def test_seen_from_the_start_the_other_wrist_is_skewed_and_the_trained_one_is_not(story):
+    judge = story.play(3, 0, 4, labelled=True)
+    assert {a.kind for a in judge.alarms if a.cohort == "wrist=right"} == {"skew"}
+    assert not [a for a in judge.alarms if a.cohort == "wrist=left"]
+    smallest = min(dict(a.evidence)["p"] for a in judge.alarms if a.cohort == "wrist=right")
+    assert smallest <= 2 / 8008

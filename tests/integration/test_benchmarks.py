@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from benchmarks import __main__ as command
-from benchmarks import conversion, peers, swaps
+from benchmarks import conversion, judging, peers, swaps
 from benchmarks.cases import CASES, Case
 from benchmarks.measure import Ratio, Timing, interleave, ratio
 from converters import signature as signatures
@@ -96,19 +96,31 @@ def test_the_command_prints_tables_and_writes_the_figures(figures, monkeypatch, 
     monkeypatch.setattr(conversion, "run", lambda told: [figures, refused])
     monkeypatch.setattr("benchmarks.predict.run", lambda: [{"model": "logistic", "runtime p50 us": 8.5}])
     monkeypatch.setattr(swaps, "run", lambda **_: {"failed": 0})
-    for name in ("window", "device", "closing", "update"):
+    for name in ("window", "device", "closing", "update", "ingest", "judging"):
         monkeypatch.setattr(f"benchmarks.{name}.run", lambda name=name: [{"what": name, "bytes": 7}])
     held = [{"budget": "window_bytes", "verdict": "within"}]
     monkeypatch.setattr("benchmarks.budgets.run", lambda *_: held)
+    monkeypatch.setattr("benchmarks.calibration.run", lambda: {"runs": 0})
+    monkeypatch.setattr(
+        "benchmarks.calibration_text.markdown", lambda found: f"calibrated in {found['runs']}"
+    )
     assert command.main(["--json", str(tmp_path / "f.json")]) == 0
     printed = capsys.readouterr().out
     assert "refused: because" in printed
     assert str(figures["graph/plain"]) in printed
     assert "window_bytes  within" in printed
+    assert "calibrated in 0" in printed
     written = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert written["conversion"][0]["graph/plain"]["middle"] == figures["graph/plain"].middle
     assert written["budgets"] == held
     assert written["predict"] == [{"model": "logistic", "runtime p50 us": 8.5}]
+
+
+def test_a_look_at_many_devices_that_did_not_move_is_timed_and_silent():
+    found = judging.run(devices=60)[0]
+    assert found["devices"] == 60
+    assert found["alarms"] == 0
+    assert isinstance(found["look s"], float)
 
 
 def test_every_case_has_a_name_of_its_own():

@@ -77,10 +77,8 @@ def test_a_disk_that_refuses_while_the_daemon_runs_costs_no_row_and_no_window(tm
 
 
 def test_a_disk_that_is_read_only_from_the_start_and_writable_later(tmp_path, mosquitto):
-    home = provision(
-        tmp_path / "d", mosquitto.host, mosquitto.port, state_dir="disk",
-        device_more='status_socket = "status.sock"',
-    )  # fmt: skip
+    home = provision(tmp_path / "d", mosquitto.host, mosquitto.port, state_dir="disk")
+    place = home.state / "status.sock"  # where it cannot be made: the daemon answers elsewhere
     with everything(mosquitto, home) as (centre, application), ExitStack() as stack:
         with read_only(home.state):
             process = home.start()
@@ -90,14 +88,15 @@ def test_a_disk_that_is_read_only_from_the_start_and_writable_later(tmp_path, mo
             event = centre.wait_event("outbox_trouble")
             assert "records are in memory" in dict(event.detail)["reason"]
             assert process.said("last_exit_unsaved")
-            status = read_status(home.folder / "status.sock")
+            assert process.said("status_elsewhere")
+            status = read_status(place)
             assert "records are in memory" in status["outbox"]["trouble"]
             assert centre.wait_birth(session).last_exit == ""
             assert not (home.state / "outbox.db").exists()
         # The next record that is kept looks for the disk again.
         centre.wait_windows("d", session, len(chaos.windows_closed(process)) + 2)
         assert (home.state / "outbox.db").exists()
-        assert read_status(home.folder / "status.sock")["outbox"]["trouble"] == ""
+        assert read_status(place)["outbox"]["trouble"] == ""
         assert process.stop() == 0
         application.wait_gone()
         assert application.refused(0) == []
@@ -108,6 +107,8 @@ def test_a_disk_that_is_read_only_from_the_start_and_writable_later(tmp_path, mo
         again = home.start()
         stack.callback(again.close)
         assert centre.wait_birth(again.session).last_exit == "stopped"
+        assert place.is_socket()
+        assert read_status(place)["outbox"]["trouble"] == ""
         assert again.stop() == 0
 
 

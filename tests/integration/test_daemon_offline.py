@@ -112,7 +112,7 @@ def test_a_broker_that_comes_and_goes_meanwhile_gets_every_total_once(
             while centre.arrived < before + 10:
                 yield True
             mosquitto.kill()
-            while daemon._link.connected:
+            while daemon._link is not None and daemon._link.connected:
                 yield True
         centre.acking = True
         mosquitto.start()

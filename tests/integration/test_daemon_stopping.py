@@ -13,6 +13,7 @@ import pytest
 
 from edge_runtime.contract.messages import Event, Window
 from edge_runtime.contract.topics import Topics
+from edge_runtime.engine import Engine
 from tests.publisher import signed
 from tests.services import free_port
 from tests.support.chaos import COHORT, FLEET, MODEL, NEW, OLD, WAIT_SECONDS, everything, provision
@@ -188,15 +189,27 @@ def played(tmp_path, monkeypatch, manager):
     return make
 
 
-def corrupt(engine, monkeypatch):
-    """From now on its answers are a little off."""
-    run = engine.run
+def corrupt(kind, monkeypatch):
+    """From now on answers are a little off: those of one engine, or of a whole class of them."""
+    run = kind.run
 
-    def wrong(rows: Any, **options: Any) -> Any:
-        labels, scores = run(rows, **options)
+    def wrong(*asked: Any, **options: Any) -> Any:
+        labels, scores = run(*asked, **options)
         return labels, np.asarray(scores + 0.01, np.float32)
 
-    monkeypatch.setattr(engine, "run", wrong)
+    monkeypatch.setattr(kind, "run", wrong)
+
+
+def corrupt_all(model, monkeypatch):
+    """So are those of every engine that is made of ``model``, as on a processor that computes wrongly."""
+    made = Engine.__init__
+
+    def make(engine: Engine, *given: Any, **options: Any) -> None:
+        made(engine, *given, **options)
+        if engine.digest == model.digest:
+            corrupt(engine, monkeypatch)
+
+    monkeypatch.setattr(Engine, "__init__", make)
 
 
 def turn(played):
@@ -204,7 +217,70 @@ def turn(played):
     yield False
 
 
-def test_a_model_whose_golden_row_goes_wrong_is_left_and_feeds_no_watchdog(played, monkeypatch, manager):
+def events(home, name):
+    return [dict(m.detail) for m in home.outbox().values() if isinstance(m, Event) and m.name == name]
+
+
+def test_a_model_that_went_wrong_in_memory_is_loaded_anew_before_it_answers_another_row(
+    played, monkeypatch, manager
+):
+    """It is the only one there is, and its file is whole."""
+    home, device = played(committed=OLD)
+    daemon = device.daemon
+    before: list[Any] = []
+    heard_then: list[str] = []
+
+    def script():
+        nonlocal heard_then
+        yield from turn(device)
+        assert heard(manager) == ["READY=1", "WATCHDOG=1"]
+        device.ask(5)
+        before.append(daemon._runtime)
+        corrupt(daemon._runtime.engine, monkeypatch)
+        yield from turn(device)
+        heard_then = heard(manager)
+        assert daemon._runtime is not before[0]
+        assert daemon._runtime.digest == OLD.digest
+        assert daemon._runtime.engine.golden_problem() == ""
+        device.ask(5)
+
+    device.play(script())
+    assert heard_then == ["WATCHDOG=1"], "a model answers rightly again"
+    found = [m for m in home.outbox().values() if isinstance(m, Window)]
+    assert sum(m.profile.rows for m in found) == 10, "what the one before had seen is kept"
+    (told,) = events(home, "golden_row_failed")
+    assert told["digest"] == OLD.digest
+    assert "golden rows are answered differently" in told["reason"]
+    assert events(home, "model_broken") == []
+    assert home.check_state().committed == OLD.digest
+
+
+def test_no_row_is_answered_while_a_model_that_went_wrong_is_loaded_anew(tmp_path, monkeypatch):
+    home = provision(tmp_path / "d", "127.0.0.1", free_port())
+    device = Played(home, monkeypatch, wall_ns=WALL_NS)
+    daemon = device.daemon
+    feed = daemon._feed
+    assert feed is not None
+    attached: list[bool] = []
+    made = Engine.__init__
+
+    def make(engine: Engine, *given: Any, **options: Any) -> None:
+        attached.append(feed._runtime is not None)
+        made(engine, *given, **options)
+
+    def script():
+        monkeypatch.setattr(Engine, "__init__", make)
+        assert daemon._runtime is not None
+        corrupt(daemon._runtime.engine, monkeypatch)
+        device.clocks.go_on(61.0)
+        yield False
+        assert feed._runtime is daemon._runtime is not None
+
+    device.play(script())
+    assert attached == [False]
+
+
+def test_a_model_that_stays_wrong_is_left_for_the_one_before(played, monkeypatch, manager):
     home, device = played(committed=OLD, previous=NEW)
     daemon = device.daemon
     said: list[list[str]] = []
@@ -215,6 +291,7 @@ def test_a_model_whose_golden_row_goes_wrong_is_left_and_feeds_no_watchdog(playe
         said.append(heard(manager))
         assert daemon._runtime.digest == OLD.digest
         corrupt(daemon._runtime.engine, monkeypatch)
+        corrupt_all(OLD, monkeypatch)
         yield from turn(device)
         said.append(heard(manager))
         assert daemon._runtime.digest == NEW.digest
@@ -222,47 +299,61 @@ def test_a_model_whose_golden_row_goes_wrong_is_left_and_feeds_no_watchdog(playe
         said.append(heard(manager))
 
     device.play(script())
-    healthy, failing, after = said
-    assert healthy == ["READY=1", *["WATCHDOG=1"] * 3]
-    assert failing == []
-    assert after == ["WATCHDOG=1"]
+    assert said == [["READY=1", *["WATCHDOG=1"] * 3], ["WATCHDOG=1"], ["WATCHDOG=1"]]
     assert heard(manager)[-1] == "STOPPING=1"
     state = home.check_state()
     assert (state.committed, state.previous, state.outcome) == (NEW.digest, None, "rolled_back")
     assert "golden rows are answered differently" in state.reason
-    (event,) = [m for m in home.outbox().values() if isinstance(m, Event) and m.name == "model_broken"]
-    assert dict(event.detail)["digest"] == OLD.digest
+    (event,) = events(home, "model_broken")
+    assert event["digest"] == OLD.digest
 
 
-def test_with_nothing_to_fall_back_on_the_watchdog_starves_until_the_model_is_loaded_again(
+def test_an_only_model_that_stays_wrong_serves_nothing_and_starves_the_watchdog_until_it_is_right(
     played, monkeypatch, manager
 ):
     home, device = played(committed=OLD)
     daemon = device.daemon
-    starved = 0
     after: list[str] = []
 
     def script():
-        nonlocal starved, after
+        nonlocal after
         yield from turn(device)
         assert heard(manager) == ["READY=1", "WATCHDOG=1"]
-        engine = daemon._runtime.engine
-        corrupt(engine, monkeypatch)
-        while daemon._runtime.engine is engine:
-            assert starved < 1000, "it is never loaded again"
+        device.ask(5)
+        with monkeypatch.context() as sick:
+            corrupt(daemon._runtime.engine, sick)
+            corrupt_all(OLD, sick)
+            for _ in range(20):  # a closed window, or the next try, must not bring it back
+                yield from turn(device)
+                assert daemon._runtime is None
+            assert daemon._agent.report.serving is None
+        assert heard(manager) == []
+        for _ in range(1000):
             yield from turn(device)
-            if found := heard(manager):
-                assert daemon._runtime.engine is not engine
-                after += found
-            starved += 1
+            if daemon._runtime is not None:
+                break
         yield from turn(device)
-        after += heard(manager)
+        assert daemon._runtime.digest == OLD.digest
+        after = heard(manager)
 
     device.play(script())
     assert after
     assert set(after) == {"WATCHDOG=1"}
-    state = home.check_state()
-    assert state.committed == OLD.digest
+    assert home.check_state().committed == OLD.digest
+
+
+def test_a_model_that_answers_wrongly_from_the_start_never_serves(played, monkeypatch):
+    corrupt_all(OLD, monkeypatch)
+    home, device = played(committed=OLD, previous=NEW)
+    served: list[str] = []
+
+    def script():
+        served.append(device.daemon._runtime.digest)
+        yield False
+
+    device.play(script())
+    assert served == [NEW.digest]
+    assert home.check_state().committed == NEW.digest
 
 
 def test_without_a_model_the_watchdog_is_fed(played, manager):

@@ -2,6 +2,7 @@
 
 import logging
 import select
+import shutil
 import socket
 import threading
 import time
@@ -10,15 +11,8 @@ import pytest
 
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.topics import Delivery
-from edge_runtime.link import (
-    Broker,
-    Connected,
-    Delivered,
-    Disconnected,
-    Link,
-    Outgoing,
-    Received,
-)
+from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.mqtt.client import MAX_IN_FLIGHT, MAX_OUTSTANDING, SESSION_SECONDS
 from edge_runtime.mqtt.packets import MAX_PACKET_BYTES
 from tests.services import Mosquitto, find_mosquitto, free_port
@@ -292,6 +286,56 @@ def test_what_was_not_acknowledged_comes_again(links):
     again.stop(WAIT_SECONDS)
     third = links.connect("two", "t", settled=False, **keep)
     nothing(third, Received)
+
+
+def test_many_are_taken_answered_and_acknowledged_at_once(links):
+    keep = {"clean_session": False, "manual_ack": True}
+    two = links.connect("two", "t", **keep)
+    one = links.connect("one", "u")
+    for i in range(5):
+        deliver(one, "t", str(i).encode())
+    got: list[Received] = []
+    while len(got) < 5:
+        got += [event for event in two.poll_many(5, WAIT_SECONDS) if isinstance(event, Received)]
+    assert two.publish_all([("u", event.payload) for event in got]) == 5
+    two.acknowledge_all(
+        [*got[:3], Received("t", b"", False, 0), Received("t", b"", False, got[3].token + (1 << 16))]
+    )
+    assert [until(one, Received).payload for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+    two.stop(WAIT_SECONDS)
+    again = links.connect("two", "t", settled=False, **keep)
+    assert sorted(until(again, Received).payload for _ in range(2)) == [b"3", b"4"]
+
+
+def test_without_a_connection_nothing_is_published_or_acknowledged(links):
+    link = links.make("one")
+    assert link.publish_all([("t", b"x")]) == 0
+    link.acknowledge_all([Received("t", b"x", False, 5)])
+
+
+def test_answers_and_acknowledgements_leave_in_order_and_no_more_than_may_wait(protocol):
+    read: list[bytes] = []
+
+    def serve(connection):
+        connection.sendall(
+            message(broker.level, b"t", b"x", mid=7) + message(broker.level, b"t", b"y", mid=8)
+        )
+        while data := connection.recv(65536):
+            read.append(data)
+
+    with FakeBroker(serve) as broker:
+        links = Links(broker, protocol)
+        link = links.connect("one", manual_ack=True)
+        got = [until(link, Received) for _ in range(2)]
+        assert link.publish_all([("u", bytes(400_000))]) == 0
+        assert link.publish_all([("u", b"%d" % i) for i in range(3 * MAX_OUTSTANDING)]) <= MAX_OUTSTANDING
+        link.acknowledge_all(got)
+        link.stop(WAIT_SECONDS)
+        links.close()
+    sent = b"".join(read)
+    properties = b"\0" if broker.level == 5 else b""
+    assert sent.index(b"\0\x01u" + properties + b"0") < sent.index(b"\0\x01u" + properties + b"1")
+    assert sent.endswith(b"\0\x01u" + properties + b"999" + b"\x40\x02\0\x07" + b"\x40\x02\0\x08" + b"\xe0\0")
 
 
 def test_an_acknowledgement_of_an_earlier_connection_does_nothing(links):
@@ -727,6 +771,50 @@ def test_mutual_tls(needs_mosquitto, tmp_path, protocol):
 def test_what_cannot_be_used_is_found_when_the_link_is_made(fields, problem):
     with pytest.raises(LinkError, match=problem):
         Link(Broker(host="127.0.0.1", **fields), client_id="x", delay=lambda _: 0.0)
+
+
+def test_tls_files_are_read_for_every_connection(needs_mosquitto, tmp_path, protocol):
+    """A link that may wait for them, whose key comes late and whose certificate is renewed later."""
+    authority = Authority(tmp_path / "authority")
+    server, first, second = (authority.issue(name) for name in ("broker", "first", "second"))
+    broker = broker_with(
+        tmp_path,
+        f"cafile {authority.path}\ncertfile {server.certificate}\nkeyfile {server.key}\n"
+        "require_certificate true\nuse_identity_as_username true",
+    )
+    broker.start()
+    links = Links(broker)
+    certificate, key = tmp_path / "link.crt", tmp_path / "link.key"
+
+    def enrol(pair):
+        shutil.copy(pair.certificate, certificate)
+        shutil.copy(pair.key, key)
+
+    secured = Broker(
+        host=broker.host,
+        port=broker.port,
+        protocol=protocol,
+        ca=authority.path,
+        certificate=str(certificate),
+        key=str(key),
+    )
+    try:
+        link = links.make("x", broker=secured, needs_tls_files=False)
+        link.start()
+        assert "cannot use the TLS files" in until(link, Disconnected).reason
+        with pytest.raises(LinkError, match="not connected"):
+            link.publish(Outgoing("t", b"x", PLAIN))
+        enrol(first)
+        until(link, Connected)
+        assert "u'first'" in broker.log
+        enrol(second)
+        broker.kill()
+        broker.start()
+        until(link, Connected)
+        assert "u'second'" in broker.log
+    finally:
+        links.close()
+        broker.close()
 
 
 def test_a_password_is_not_shown():

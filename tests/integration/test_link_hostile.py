@@ -18,8 +18,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_runtime.contract.errors import LinkError
-from edge_runtime.link import Broker, Connected, Disconnected, Outgoing, Received
+from edge_runtime.link import Connected, Disconnected, Outgoing, Received
 from edge_runtime.mqtt import client as mqtt_client
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.mqtt.packets import MAX_PACKET_BYTES
 from tests.support.certificates import Authority
 from tests.support.fake_broker import MQTT5, FakeBroker, length, message, packet, silent

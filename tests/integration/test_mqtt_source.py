@@ -11,7 +11,8 @@ from edge_runtime import mqtt_source
 from edge_runtime.adapters.sources.ndjson import Answer, Refusal
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.topics import Delivery
-from edge_runtime.link import Broker, Connected, Delivered, Link, Outgoing, Received
+from edge_runtime.link import Connected, Delivered, Link, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.mqtt_source import INBOX_ROWS, MqttSource, check_topics
 
 WAIT_SECONDS = 20.0

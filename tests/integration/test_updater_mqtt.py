@@ -10,7 +10,8 @@ import pytest
 from cli.publishing import publish
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.contract.topics import BLOB, CHUNK_BYTES, Topics, chunk_count
-from edge_runtime.link import Broker, Connected, Delivered, Link, Outgoing
+from edge_runtime.link import Connected, Delivered, Link, Outgoing
+from edge_runtime.mqtt.broker import Broker
 from tests.publisher import COHORT, DEVICE, FLEET, MODEL, artifact, put, release, signed
 from tests.services import free_port
 from trainer.publish import Repository

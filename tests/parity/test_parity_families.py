@@ -61,6 +61,7 @@ def test_a_family_is_proven_on_scaled_integers(scaler, name, tmp_path):
     assert min(covered[0], covered[1], covered[-1]) >= report.coverage.distinct
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "names",
     [

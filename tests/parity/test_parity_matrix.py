@@ -6,17 +6,26 @@ import pytest
 
 from tests.parity import coverage
 
-# More than two seconds each, most of them because scikit-learn's own answers take that long.
+# More than 0.7 seconds each, most of them because scikit-learn's own answers take that long; the quick tests of
+# families, lowering and realistic pipelines have each of the forests and boostings, too.
 SLOW = {
+    ("classifier", "AdaBoostClassifier"),
     ("classifier", "CalibratedClassifierCV"),
     ("classifier", "CategoricalNB"),
+    ("classifier", "ExtraTreesClassifier"),
     ("classifier", "GaussianProcessClassifier"),
+    ("classifier", "GradientBoostingClassifier"),
     ("classifier", "HistGradientBoostingClassifier"),
     ("classifier", "LogisticRegressionCV"),
     ("classifier", "RadiusNeighborsClassifier"),
     ("classifier", "StackingClassifier"),
     ("classifier", "TunedThresholdClassifierCV"),
     ("cluster", "MeanShift"),
+    ("outlier_detector", "IsolationForest"),
+    ("regressor", "ExtraTreesRegressor"),
+    ("regressor", "RandomForestRegressor"),
+    ("transformer", "LatentDirichletAllocation"),
+    ("transformer", "RandomTreesEmbedding"),
 }
 EVERY = list(coverage.estimators())
 # Every other one runs with the quick tests, the rest with the long ones.

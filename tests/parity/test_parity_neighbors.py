@@ -24,6 +24,7 @@ KIND = RNG.integers(0, 3, 300)
 PROBES = 1200
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "model",

@@ -89,7 +89,8 @@ def test_a_device_refuses_what_was_not_proven_and_answers_the_rest_as_the_pipeli
     assert dict(runtime.take_window().refused) == {"range": 26}
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.covering
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("wanted", ["training", SIDES], ids=["training", "sides"])
 @pytest.mark.parametrize(
     ("model", "X"),

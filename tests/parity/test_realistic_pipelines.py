@@ -168,7 +168,10 @@ def by_kind(last, numbers=None, categories=None):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A pipeline and its data; ``refused`` is what the refusal must say, None for a proven one."""
+    """A pipeline and its data; ``refused`` is what the refusal must say, None for a proven one.
+
+    ``slow`` ones take longest, and other quick tests have each of their estimators.
+    """
 
     name: str
     model: Callable[[], Any]
@@ -235,6 +238,7 @@ CASES = [
         lambda: make_pipeline(
             SelectFromModel(ExtraTreesClassifier(10, random_state=0)), LogisticRegression(max_iter=5000)
         ),
+        slow=True,
     ),
     case(
         "sequential selection",
@@ -252,6 +256,7 @@ CASES = [
         "variance threshold forest",
         "digits",
         lambda: make_pipeline(VarianceThreshold(), ExtraTreesClassifier(10, max_depth=6, random_state=0)),
+        slow=True,
     ),
     case("gradient boosting", "iris", lambda: GradientBoostingClassifier(n_estimators=15, random_state=0)),
     case(
@@ -296,6 +301,7 @@ CASES = [
         lambda: make_pipeline(
             KBinsDiscretizer(5, encode="onehot-dense", quantile_method="averaged_inverted_cdf"), BernoulliNB()
         ),
+        slow=True,
     ),
     case("gaussian naive bayes", "wine", lambda: make_pipeline(PowerTransformer(), GaussianNB())),
     case("multinomial pixels", "digits", MultinomialNB),
@@ -324,6 +330,7 @@ CASES = [
             ],
             cv=2,
         ),
+        slow=True,
     ),
     case(
         "soft vote",
@@ -346,8 +353,9 @@ CASES = [
         "isotonic calibration",
         malignant,
         lambda: CalibratedClassifierCV(RandomForestClassifier(8, random_state=0), method="isotonic", cv=3),
+        slow=True,
     ),
-    case("adaboost", "wine", lambda: AdaBoostClassifier(n_estimators=10, random_state=0)),
+    case("adaboost", "wine", lambda: AdaBoostClassifier(n_estimators=10, random_state=0), slow=True),
     case("discriminants", "iris", lambda: make_pipeline(StandardScaler(), QuadraticDiscriminantAnalysis())),
     case(
         "own threshold",
@@ -406,6 +414,7 @@ CASES = [
             "passthrough",
             OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
         ),
+        slow=True,
     ),
     case(
         "frame of text boosting",
@@ -415,6 +424,7 @@ CASES = [
             RobustScaler(),
             OneHotEncoder(drop="first", handle_unknown="ignore", min_frequency=5),
         ),
+        slow=True,
     ),
     case(
         "target encoding",

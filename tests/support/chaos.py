@@ -27,7 +27,8 @@ from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.messages import Ack, Event, Status, Window
 from edge_runtime.contract.topics import ACK, RELEASE, Delivery, Topics
 from edge_runtime.core import lifecycle
-from edge_runtime.link import Broker, Link, Outgoing, Received
+from edge_runtime.link import Link, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 from tests.support.device import whole_state
 from tests.support.loop import Line
 from tests.support.tiny_models import Tiny, classifier

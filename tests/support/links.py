@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 from edge_runtime.contract.topics import Delivery
-from edge_runtime.link import Broker, Connected, Delivered, Link, Outgoing
+from edge_runtime.link import Connected, Delivered, Link, Outgoing
+from edge_runtime.mqtt.broker import Broker
 
 WAIT_SECONDS = 15.0
 PLAIN = Delivery(1, False)

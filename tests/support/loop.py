@@ -26,7 +26,7 @@ from cli.view import FleetView
 from edge_runtime.contract import ids
 from edge_runtime.contract.ids import Digest
 from edge_runtime.core import lifecycle
-from edge_runtime.link import Broker
+from edge_runtime.mqtt.broker import Broker
 from tests.services import Mosquitto
 from tests.support.device import whole_state
 from trainer.datasets import load_watch

@@ -10,7 +10,8 @@ from edge_runtime.contract.ids import CohortId, DeviceId, SessionId
 from edge_runtime.contract.messages import Ack, Command, Event, ModelReport, SignedRelease, Status, Window
 from edge_runtime.contract.release import Release, desired, from_payload
 from edge_runtime.contract.topics import STATUS, WINDOW
-from edge_runtime.link import Broker, Connected, Disconnected, Link, Outgoing, Received
+from edge_runtime.link import Connected, Disconnected, Link, Outgoing, Received
+from edge_runtime.mqtt.broker import Broker
 from tests.support.fleet import MODEL, SESSION, TOPICS, death, wire
 
 IN_FLIGHT = 20

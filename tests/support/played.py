@@ -7,7 +7,6 @@ link are real. A script says, one turn of the loop after another, what happens m
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from edge_runtime.config import load
 from edge_runtime.contract.profile import Binner, Profile
 from edge_runtime.daemon import Daemon
 from edge_runtime.engine import Engine
+from edge_runtime.uplink import Uplink
 from tests.support.chaos import OLD, Home
 
 ONLINE_SECONDS = 0.05
@@ -71,11 +71,10 @@ class Played:
     def play(self, script: Turns) -> None:
         """Runs the daemon until the script ends; then it is stopped as SIGTERM does."""
         stop = threading.Event()
-        link: Any = self.daemon._link
-        listen = link.poll
+        listen = Uplink.poll
         waited = 0.0
 
-        def poll(timeout_seconds: float) -> object:
+        def poll(link: Uplink, timeout_seconds: float) -> object:
             nonlocal waited
             waiting = next(script, None)
             if waiting is None:
@@ -83,14 +82,14 @@ class Played:
             if not waiting:
                 return None
             before = time.monotonic()
-            event = listen(min(timeout_seconds, ONLINE_SECONDS))
+            event = listen(link, min(timeout_seconds, ONLINE_SECONDS))
             took = time.monotonic() - before
             self.clocks.go_on(took)
             waited += took
             assert waited < LONGEST_SECONDS, "what the script waits for does not come"
             return event
 
-        self._monkeypatch.setattr(link, "poll", poll)
+        self._monkeypatch.setattr(Uplink, "poll", poll)
         self.daemon.run(stop)
 
     def ask(self, rows: int) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from aggregator.config import AggregatorConfig, DriftConfig, IngestConfig, RetrainConfig, RolloutConfig, load
+from aggregator.config import (
+    AggregatorConfig,
+    AlarmsConfig,
+    DriftConfig,
+    IngestConfig,
+    RetrainConfig,
+    RolloutConfig,
+    load,
+)
 from aggregator.records import Gates
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.ids import FleetId
@@ -28,6 +36,7 @@ def test_a_fleet_is_all_that_is_needed(write, tmp_path):
     assert config.windows_path == tmp_path / "state" / "windows.sqlite"
     assert (config.drift, config.ingest) == (DriftConfig(), IngestConfig())
     assert (config.rollout, config.retrain) == (RolloutConfig(), RetrainConfig())
+    assert config.alarms == AlarmsConfig()
 
 
 def test_everything_can_be_said(write, tmp_path, monkeypatch):
@@ -50,6 +59,9 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
             username = "coordinator"
             [ingest]
             batch_messages = 10
+            device_messages = 20
+            share = "aggregators"
+            lease_seconds = 2
             [drift]
             attributes = ["wrist"]
             alpha = 0.05
@@ -63,7 +75,13 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
             predictions = 5
             [retrain]
             command = ["train", "{request}"]
-            require_effect = false
+            cooldown_seconds = 5
+            [alarms]
+            mqtt = true
+            webhook = "https://pager.example:8443/skiff?team=a"
+            command = ["page", "{alarm}"]
+            timeout_seconds = 2
+            attempts = 3
             """
         )
     )
@@ -73,11 +91,21 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
     assert config.broker.aggregator.certificate == str(tmp_path / "a.pem")
     assert config.broker.coordinator.password == "secret"
     assert "secret" not in repr(config)
+    assert config.ingest == IngestConfig(
+        batch_messages=10, device_messages=20, share="aggregators", lease_seconds=2.0
+    )
     assert config.drift == DriftConfig(attributes=("wrist",), alpha=0.05, confirmations=3)
     assert config.rollout.stages == (1, 0.2, 1.0)
     assert config.rollout.gates == Gates(bake_seconds=1.0, max_failures=2)
     assert config.rollout.trial == TrialGate(predictions=5)
-    assert config.retrain == RetrainConfig(command=("train", "{request}"), require_effect=False)
+    assert config.retrain == RetrainConfig(command=("train", "{request}"), cooldown_seconds=5.0)
+    assert config.alarms == AlarmsConfig(
+        mqtt=True,
+        webhook="https://pager.example:8443/skiff?team=a",
+        command=("page", "{alarm}"),
+        timeout_seconds=2.0,
+        attempts=3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +117,8 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
         ('fleet = "demo"\n[drift]\nalfa = 0.1', r"\.drift: unknown key 'alfa' .did you mean 'alpha'"),
         ('fleet = "demo"\n[drift]\nalpha = 0.4\nclear_p = 0.3', "could never stay open"),
         ('fleet = "demo"\n[drift]\nmax_devices = 3', "below min_devices"),
+        ('fleet = "demo"\n[ingest]\nshare = "a/b"', "ingest.share: 'a/b' does not match"),
+        ('fleet = "demo"\n[ingest]\ndevice_messages = 19', r"device_messages: 19 is outside"),
         ('fleet = "demo"\n[drift]\nalpha = "x"', r"drift\.alpha: expected a number"),
         ('fleet = "demo"\n[broker]\nport = 70000', r"broker\.port: 70000 is outside"),
         ('fleet = "demo"\n[broker.aggregator]\nkey = "a"', "belong together"),
@@ -96,6 +126,11 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
         ('fleet = "demo"\n[rollout]\nstages = [0.5, 0.2, 1.0]', "does not rise"),
         ('fleet = "demo"\n[rollout.gates]\nbake = 1', "unknown key 'bake'"),
         ('fleet = "demo"\n[retrain]\ncommand = ["train"]', "no '{request}' word"),
+        ('fleet = "demo"\n[alarms]\ncommand = ["page"]', "no '{alarm}' word"),
+        ('fleet = "demo"\n[alarms]\nwebhook = "pager.example"', r"alarms\.webhook: .* is no address"),
+        ('fleet = "demo"\n[alarms]\nwebhook = "ftp://pager.example/"', "is no address; give 'https"),
+        ('fleet = "demo"\n[alarms]\nwebhook = "https://a:b@pager.example"', "SKIFF_ALARM_TOKEN"),
+        ('fleet = "demo"\n[alarms]\nattempts = 0', r"attempts: 0 is outside"),
         ("fleet =", "not TOML"),
     ],
 )
@@ -107,3 +142,21 @@ def test_a_mistake_is_named(write, text, why):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         load(tmp_path / "none.toml")
+
+
+def test_the_ledger_may_be_a_database(write, tmp_path):
+    url = "postgresql+psycopg://skiff@db.example/fleet"
+    assert load(write(f'fleet = "demo"\nledger = "{url}"')).ledger_at == url
+    assert load(write('fleet = "demo"')).ledger_at == tmp_path / "state" / "ledger.sqlite"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://db/fleet", "does not begin with postgresql"),
+        ("postgresql+psycopg://skiff:secret@db/fleet", "PGPASSWORD"),
+    ],
+)
+def test_a_ledger_elsewhere_or_with_a_password_is_refused(write, url, words):
+    with pytest.raises(ConfigError, match=f"ledger.*{words}"):
+        load(write(f'fleet = "demo"\nledger = "{url}"'))

@@ -76,6 +76,32 @@ def test_what_devices_do_not_send_is_a_dead_letter():
     assert "Ack" in letter(TOPICS.event(DeviceId("dev-1")), encode(ack))
 
 
+def cause(topic, payload):
+    found = read(topic, payload).message
+    assert isinstance(found, DeadLetter), found
+    return found.cause
+
+
+def test_dead_letters_are_counted_by_cause(monkeypatch):
+    topic, payload = wire(window())
+    assert cause("skiff/1/fleet/d/dev-1/nothing", payload) == "topic"
+    assert cause(topic, payload[:-1]) == "payload"
+    ack = Ack(device=DeviceId("dev-1"), session=SESSION, seqs=(1,))
+    assert cause(topic, encode(ack)) == "kind"
+    assert cause(wire(window("dev-2"))[0], payload) == "sender"
+    assert cause(*wire(window(profile=inflated(rows=1 << 33)))) == "counts"
+    assert [letter.cause for letter in plan(window(profile=inflated(cell=(3, 1)))).dead] == ["layout"]
+    for name in ("decode", "decode_all"):
+        monkeypatch.setattr(ingest, name, lambda _: 1 / 0)
+    assert cause(topic, payload) == "decoder"
+
+
+def test_a_devices_statuses_take_turns_of_their_own_and_strangers_share_one():
+    senders = [ingest.sender(TOPICS, wire(message)[0]) for message in (window(), event(), birth())]
+    assert senders == ["dev-1", "dev-1", "dev-1 status"]
+    assert ingest.sender(TOPICS, "a") == ingest.sender(TOPICS, "skiff/1/other/d/dev-1/event")
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_raise(payload):
     read(TOPICS.event(DeviceId("dev-1")), payload)

@@ -1,5 +1,6 @@
 """From stored windows to verdicts, incidents and a request for a better model, over real stores and a real artifact."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from aggregator.adapters.registry import Registry
 from aggregator.adapters.windows import Windows
 from aggregator.config import AggregatorConfig, DriftConfig, RetrainConfig
 from aggregator.core.ingest import check_profile
+from aggregator.looks import AlarmEvent
 from aggregator.monitor import Monitor
-from aggregator.records import Arrival, DeviceRecord
+from aggregator.records import Arrival, DeviceRecord, RetrainRequest
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import DeviceId
 from tests.support.fleet import (
@@ -28,7 +30,7 @@ from tests.support.fleet import (
     window,
 )
 
-DRIFT = DriftConfig(attributes=("wrist",), horizon_rows=400, min_labelled=50, psi_floor=0.2, cdf_floor=0.2)
+DRIFT = DriftConfig(attributes=("wrist",), horizon_rows=400, baseline_looks=3, budget_looks=100)
 ROWS = 200
 
 
@@ -54,7 +56,8 @@ class Fleet:
         self.windows = Windows(self.config.windows_path)
         self.ledger = Ledger(self.config.ledger_path)
         self.registry = Registry(self.config.registry)
-        self.monitor = Monitor(self.config, self.windows, self.ledger, self.registry)
+        self.told: list[AlarmEvent] = []
+        self.monitor = Monitor(self.config, self.windows, self.ledger, self.registry, self.told.append)
 
     def close(self):
         self.windows.close()
@@ -70,6 +73,11 @@ class Fleet:
                 attributes=(("wrist", wrist),),
                 models=(report(serving=serving or self.digest, state="committed"),),
             )
+
+    def again(self):
+        """Another process goes on."""
+        self.close()
+        self.open()
 
     def send(self, *names, shift=0.0, windows=2, right=0.8, judged=True):
         """Each device sends ``windows`` windows of `ROWS` rows."""
@@ -98,6 +106,25 @@ class Fleet:
         self.send(*names, **options)
         return self.check()
 
+    def settle(self, *names):
+        """Looks that are the devices' past."""
+        for _ in range(self.config.drift.baseline_looks):
+            self.look(*names)
+
+    def incidents(self, *, closed=False):
+        """(cohort, column, kind) of the incidents that are open, or that were closed."""
+        return {
+            (row["cohort"], row["column_key"], row["kind"])
+            for row in self.ledger.table("incidents")
+            if (row["closed_ns"] is not None) == closed
+        }
+
+    def remembered(self):
+        """Everything that a judge goes on from, and what people are shown."""
+        it, digest = self.ledger, self.digest
+        tables = [it.table(name, 10_000) for name in ("looks", "incidents", "verdicts", "audit", "retrains")]
+        return it.traces(digest), it.first_looks(digest), it.suspects(digest), it.cursors(), tables
+
 
 LEFT = tuple(f"left-{i}" for i in range(10))
 RIGHT = tuple(f"right-{i}" for i in range(10))
@@ -110,116 +137,56 @@ def fleet(tmp_path):
     made.close()
 
 
+def outcomes(found):
+    return {key: v.outcome for key, v in found.items()}
+
+
+# ── when a look is taken ───────────────────────────────────────────────────────────────────────────────
+
+
 def test_before_the_first_look_the_verdict_says_what_is_lacking(fleet):
     fleet.join(*LEFT)
     fleet.send(*LEFT[:3])
+    fleet.send(*LEFT[3:6], windows=1)
     assert fleet.check() == {}
     (standing,) = fleet.ledger.verdicts()
     assert standing.outcome == "insufficient"
-    assert standing.reason == "3 of 3 active devices cover the horizon; 5 are needed"
+    assert standing.reason == "3 of 6 active devices cover the horizon"
+    assert standing.left_out[0] == ("left-3", "200 of 400 rows, 10 of 0 s")
+    assert fleet.check() == {}
+    assert fleet.ledger.verdicts() == (standing,)  # nothing new to say
     assert fleet.ledger.table("looks") == ()
-    fleet.send(*LEFT[3:6], windows=1)
-    fleet.check()
-    left_out = fleet.ledger.verdicts()[0].left_out
-    assert left_out[0] == ("left-3", "200 of 400 rows, 10 of 0 s")
+    fleet.look(*LEFT)
+    assert fleet.ledger.verdicts()[0].outcome == "stable"
 
 
-def test_a_fleet_like_the_training_is_stable_and_becomes_the_baseline(fleet):
+def test_a_look_is_taken_when_enough_devices_cover_the_horizon(tmp_path):
+    fleet = Fleet(tmp_path, drift=replace(DRIFT, min_devices=8))
     fleet.join(*LEFT)
-    found = fleet.look(*LEFT)
-    assert {key: v.outcome for key, v in found.items()} == {
-        ("fleet", "skew"): "stable",
-        ("fleet", "drift"): "insufficient",
-        ("fleet", "prediction"): "stable",
-        ("fleet", "performance"): "stable",
-    }
-    assert set(fleet.ledger.origins(fleet.digest)) == set(LEFT)
-    assert fleet.look(*LEFT)["fleet", "drift"].outcome == "stable"
-    assert {u.device for u in fleet.ledger.baseline(fleet.digest) or ()} == set(LEFT)
-    assert found["fleet", "skew"].devices == tuple(sorted(LEFT))
+    fleet.send(*LEFT[:7])
+    fleet.send(*LEFT[7:], windows=1)
+    assert fleet.check() == {}
+    fleet.send("left-7", windows=1)
+    found = fleet.check()["fleet", "skew"]
+    assert found.judged == 8
+    assert [name for name, _ in found.left_out] == ["left-8", "left-9"]
+    assert fleet.check() == {}
+    fleet.close()
 
 
 def test_looks_do_not_overlap(fleet):
     fleet.join(*LEFT)
-    first = fleet.look(*LEFT)["fleet", "skew"]
+    fleet.look(*LEFT)
+    used = fleet.ledger.cursors()
     assert fleet.check() == {}
     fleet.send(*LEFT, windows=1)
     assert fleet.check() == {}
-    second = fleet.look(*LEFT, windows=1)["fleet", "skew"]
-    assert second.first > first.last
-
-
-def test_a_moved_cohort_warns_then_opens_incidents_and_asks_once_for_a_better_model(fleet):
-    fleet.join(*LEFT)
-    fleet.look(*LEFT)
-    fleet.join(*RIGHT, wrist="right")
-
-    def both():
-        fleet.send(*RIGHT, shift=2.0, right=0.4)
-        return fleet.look(*LEFT)
-
-    first = both()
-    assert first["wrist=right", "skew"].outcome == "warning"
-    assert first["wrist=left", "skew"].outcome == "stable"
-    assert not fleet.ledger.retrains("waiting")
-    second = both()
-    assert second["wrist=right", "drift"].outcome == "stable"  # it never was otherwise
-    assert second["wrist=right", "skew"].outcome == "drifted"
-    assert second["wrist=right", "skew"].changed == "opened"
-    assert second["wrist=right", "skew"].judgement.moved == ("a",)
-    assert second["wrist=right", "performance"].outcome == "drifted"
-    assert second["wrist=left", "performance"].outcome == "stable"
-    both()
-    ((_, document),) = fleet.ledger.retrains("waiting")
-    assert '"cohort": "wrist=right"' in document
-    (row,) = fleet.ledger.table("retrains")
-    assert {d["device"] for d in row["document"]["devices"]} == set(RIGHT)
-    kinds = {row["kind"] for row in fleet.ledger.table("incidents") if row["cohort"] == "wrist=right"}
-    assert {"skew", "performance"} <= kinds
-    assert "retrain request" in {row["what"] for row in fleet.ledger.table("audit")}
-
-
-def test_without_a_command_the_request_is_only_recorded(tmp_path):
-    fleet = Fleet(tmp_path, command=())
-    fleet.join(*LEFT)
-    fleet.look(*LEFT)
-    for _ in range(2):
-        fleet.look(*LEFT, shift=2.0, right=0.4)
-    assert [row["state"] for row in fleet.ledger.table("retrains")] == ["recorded"]
-    fleet.close()
-
-
-def test_a_restart_in_between_changes_nothing(fleet):
-    fleet.join(*LEFT)
-    fleet.look(*LEFT)
-    assert fleet.look(*LEFT, shift=2.0)["fleet", "skew"].outcome == "warning"
-    fleet.close()
-    fleet.open()
-    assert fleet.check() == {}
-    assert fleet.look(*LEFT, shift=2.0)["fleet", "skew"].outcome == "drifted"
-
-
-def test_an_incident_closes_when_the_world_comes_back(fleet):
-    fleet.join(*LEFT)
-    fleet.look(*LEFT)
-    for _ in range(2):
-        fleet.look(*LEFT, shift=2.0)
-    outcomes = [fleet.look(*LEFT)["fleet", "skew"].outcome for _ in range(2)]
-    assert outcomes == ["drifted", "stable"]
-    assert [
-        row["closed_ns"] is not None for row in fleet.ledger.table("incidents") if row["kind"] == "skew"
-    ] == [True]
-
-
-def test_an_incident_retires_when_the_fleet_serves_another_artifact(fleet):
-    fleet.join(*LEFT)
-    fleet.look(*LEFT)
-    for _ in range(2):
-        fleet.look(*LEFT, shift=2.0)
-    fleet.join(*LEFT, serving=B)
-    fleet.check()
-    assert all(row["closed_why"].startswith("no online device") for row in fleet.ledger.table("incidents"))
-    assert not any(trail.incident for trail in fleet.ledger.trails())
+    assert fleet.ledger.cursors() == used
+    fleet.look(*LEFT, windows=1)
+    assert {row["row_count"] for row in fleet.ledger.table("looks")} == {10 * 400}
+    newest = {(digest, device): n for digest, device, n in fleet.windows.streams()}
+    assert fleet.ledger.cursors() == newest
+    assert all(newest[key] > n for key, n in used.items())
 
 
 def test_a_silent_or_departed_device_does_not_hold_a_look_up(fleet):
@@ -227,23 +194,20 @@ def test_a_silent_or_departed_device_does_not_hold_a_look_up(fleet):
     fleet.join("asleep", online=False)
     fleet.join("moved-on", serving=B)
     fleet.send("asleep", "moved-on", windows=1)
-    assert set(fleet.look(*LEFT)["fleet", "skew"].devices) == set(LEFT)
+    found = fleet.look(*LEFT)["fleet", "skew"]
+    assert (found.judged, found.left_out) == (10, ())
 
 
 def test_an_active_majority_is_waited_for_but_not_for_ever(tmp_path):
     fleet = Fleet(tmp_path, drift=replace(DRIFT, patience_seconds=60.0))
     slow = [f"slow-{i}" for i in range(6)]
-    fleet.join(*LEFT[:5])
-    fleet.join(*LEFT[5:], *slow, wrist="right")
+    fleet.join(*LEFT, *slow)
     fleet.send(*slow, windows=1)
     assert fleet.look(*LEFT) == {}
     fleet.now += 60 * SECOND
-    verdicts = fleet.check()
-    found = verdicts["fleet", "skew"]
-    assert set(found.devices) == set(LEFT)
+    found = fleet.check()["fleet", "skew"]
+    assert found.judged == 10
     assert {name for name, _ in found.left_out} == set(slow)
-    assert {name for name, _ in verdicts["wrist=right", "skew"].left_out} == set(slow)
-    assert verdicts["wrist=left", "skew"].left_out == ()
     fleet.close()
 
 
@@ -255,10 +219,272 @@ def test_windows_from_before_the_artifact_was_published_are_judged_later(fleet):
     assert fleet.check() == {}
     assert fleet.windows.figures().unjudged == 20
     hidden.rename(path)
-    fleet.close()
-    fleet.open()
+    fleet.again()
     assert fleet.check()["fleet", "skew"].outcome == "stable"
     assert fleet.windows.figures().unjudged == 0
+
+
+# ── what a look comes to ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_fleet_like_the_training_is_stable_and_its_first_looks_are_its_past(fleet):
+    fleet.join(*LEFT)
+    first = outcomes(fleet.look(*LEFT))
+    assert first == {("fleet", "skew"): "stable"}
+    for _ in range(2):
+        fleet.look(*LEFT)
+    kept = fleet.ledger.first_looks(fleet.digest)
+    assert [one.index for one in kept] == [0, 1, 2]
+    assert {r.device for one in kept for r in one.readings} == set(LEFT)
+    later = outcomes(fleet.look(*LEFT))
+    assert set(later.values()) == {"stable"}
+    assert {kind for _, kind in later} >= {"skew", "drift", "sensor", "prediction", "performance"}
+    assert fleet.ledger.first_looks(fleet.digest) == kept
+    assert fleet.incidents() == fleet.incidents(closed=True) == set()
+    assert fleet.told == []
+
+
+def test_a_moved_cohort_warns_then_opens_incidents_and_asks_once_for_a_better_model(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    fleet.join(*RIGHT, wrist="right")
+
+    def both():
+        fleet.send(*RIGHT, shift=2.0, right=0.4)
+        return fleet.look(*LEFT)
+
+    first = outcomes(both())
+    assert first["wrist=right", "skew"] == "warning"
+    assert first["wrist=left", "skew"] == "stable"
+    assert fleet.incidents() == set()
+    second = both()
+    assert second["wrist=right", "skew"].outcome == "drifted"
+    assert second["wrist=right", "skew"].moved == ("a",)
+    assert second["wrist=right", "performance"].outcome == "drifted"
+    assert second["wrist=left", "performance"].outcome == "stable"
+    assert {("wrist=right", "a", "skew"), ("wrist=right", "the accuracy", "performance")} <= fleet.incidents()
+    ((_, document),) = fleet.ledger.retrains("waiting")
+    both()
+    assert len(fleet.ledger.table("retrains")) == 1
+    asked = json.loads(document)
+    assert (asked["schema"], asked["cohort"], asked["digest"]) == (2, "wrist=right", fleet.digest)
+    assert {d["device"] for d in asked["devices"]} == set(RIGHT)
+    assert {alarm["kind"] for alarm in asked["alarms"]} >= {"skew", "performance"}
+    assert "retrain request" in {row["what"] for row in fleet.ledger.table("audit")}
+
+
+def test_newcomers_that_are_worse_do_not_get_used_to_it(fleet):
+    """Their own past begins with what opened the incident: it must not close it."""
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    fleet.join(*RIGHT, wrist="right")
+    for _ in range(DRIFT.baseline_looks + DRIFT.clear_confirmations + 2):
+        fleet.send(*RIGHT, shift=2.0, right=0.4)
+        fleet.look(*LEFT)
+    assert {("wrist=right", "a", "skew"), ("wrist=right", "the accuracy", "performance")} <= fleet.incidents()
+    assert fleet.incidents(closed=True) == set()
+
+
+def test_what_becomes_of_incidents_is_told_with_their_numbers(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    for _ in range(2):
+        fleet.look(*LEFT, shift=2.0, right=0.4)
+    opened = [e for e in fleet.told if e.what == "opened"]
+    assert {(e.alarm.cohort, e.alarm.feature or e.alarm.kind) for e in opened} >= {
+        ("fleet", "a"),
+        ("fleet", "performance"),
+    }
+    rows = {row["id"]: row for row in fleet.ledger.table("incidents")}
+    assert all(rows[e.number]["kind"] == e.alarm.kind for e in opened)
+    for _ in range(4):
+        fleet.look(*LEFT)
+    closed = [e for e in fleet.told if e.what == "closed"]
+    assert {e.number for e in closed} == {e.number for e in opened} == set(rows)
+    assert fleet.incidents() == set()
+    audited = [row["what"] for row in fleet.ledger.table("audit") if "incident" in row["what"]]
+    assert audited[::-1] == [
+        f"{e.what} incident {e.number}: {e.alarm.kind} of {e.alarm.cohort}" for e in fleet.told
+    ]
+
+
+def test_an_incident_closes_when_the_world_comes_back(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    while not fleet.incidents():
+        fleet.look(*LEFT, shift=2.0)
+    assert ("fleet", "a", "drift") in fleet.incidents()
+    found = [outcomes(fleet.look(*LEFT))["fleet", "drift"] for _ in range(2)]
+    assert found == ["drifted", "stable"]
+    assert ("fleet", "a", "drift") in fleet.incidents(closed=True)
+
+
+def test_what_stands_is_of_the_last_look_alone(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    fleet.look(*LEFT)
+    assert ("sensor") in {v.kind for v in fleet.ledger.verdicts()}
+    few = LEFT[:4]
+    for name in LEFT[4:]:
+        fleet.join(name, online=False)
+    fleet.look(*few)
+    assert {v.look for v in fleet.ledger.verdicts()} == {4}
+
+
+# ── a better model ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def worsen(fleet):
+    for _ in range(3):
+        fleet.look(*LEFT, shift=2.0, right=0.4)
+
+
+def test_without_a_command_the_request_is_only_recorded(tmp_path):
+    fleet = Fleet(tmp_path, command=())
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    worsen(fleet)
+    assert [row["state"] for row in fleet.ledger.table("retrains")] == ["recorded"]
+    fleet.close()
+
+
+def test_after_one_request_a_model_cools_down(fleet):
+    wish = RetrainRequest(model=MODEL, digest=B, cohort="fleet", at_ns=fleet.now, why="drift", document="{}")
+    with fleet.ledger.transaction():
+        fleet.ledger.put_retrain(wish, "done")
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    worsen(fleet)
+    assert [row["digest"] for row in fleet.ledger.table("retrains")] == [B]
+    fleet.now += int(fleet.config.retrain.cooldown_seconds) * SECOND
+    fleet.look(*LEFT, shift=2.0, right=0.4)
+    assert [row["digest"] for row in fleet.ledger.table("retrains")] == [fleet.digest, B]
+
+
+def test_harmless_drift_asks_for_nothing(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    for _ in range(4):
+        fleet.look(*LEFT, shift=0.3)
+    assert ("fleet", "a", "drift") in fleet.incidents()
+    assert not {kind for _, _, kind in fleet.incidents()} & {"prediction", "performance"}
+    assert fleet.ledger.table("retrains") == ()
+
+
+# ── deaths and restarts ────────────────────────────────────────────────────────────────────────────────
+
+STORY = (
+    *[{}] * 4,
+    {"shift": 2.0, "right": 0.4},
+    {"shift": 2.0, "right": 0.4},
+    {"shift": 2.0, "right": 0.4},
+    {},
+    {},
+    {},
+)
+"""Looks: the world moves after the fourth, and comes back after the seventh."""
+
+
+def suspect(fleet, k):
+    """One device that is a little odd from the fourth look on: enough to be named when it is so again in the next."""
+    return {"shift": 0.75} if k >= 3 else {}
+
+
+def tell(fleet, after_each):
+    fleet.join(*LEFT)
+    for k, options in enumerate(STORY):
+        fleet.send("left-0", **{**options, **suspect(fleet, k)})
+        fleet.look(*LEFT[1:], **options)
+        after_each(fleet)
+    return fleet.remembered()
+
+
+def test_a_process_that_ends_after_every_look_leaves_the_same_as_one_that_never_ends(tmp_path):
+    once, often = Fleet(tmp_path / "once"), Fleet(tmp_path / "often")
+    through = tell(once, lambda it: None)
+    restarted = tell(often, Fleet.again)
+    assert once.incidents(closed=True)
+    assert through == restarted
+    once.close()
+    often.close()
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", ["put_look", "put_traces", "put_retrain"])
+def test_what_fails_between_a_look_and_its_commit_is_judged_again_from_what_the_ledger_holds(
+    tmp_path, monkeypatch, at
+):
+    whole, broken = Fleet(tmp_path / "whole"), Fleet(tmp_path / "broken")
+    plain = getattr(broken.ledger, at)
+    cuts: list[int] = []
+
+    def fail_every_other_time(*arguments):
+        result = plain(*arguments)
+        cuts.append(len(cuts) % 2)
+        if not cuts[-1]:
+            raise PowerCut
+        return result
+
+    monkeypatch.setattr(broken.ledger, at, fail_every_other_time)
+    check = broken.monitor.check
+
+    def until_it_holds(devices, now_ns):
+        before = broken.remembered()
+        while True:
+            try:
+                return check(devices, now_ns)
+            except PowerCut:
+                assert broken.remembered() == before
+
+    monkeypatch.setattr(broken.monitor, "check", until_it_holds)
+    assert tell(broken, lambda it: None) == tell(whole, lambda it: None)
+    assert cuts.count(0) == cuts.count(1) > 0
+    assert broken.told == whole.told
+    whole.close()
+    broken.close()
+
+
+def test_a_restart_takes_no_look_twice(fleet):
+    fleet.join(*LEFT)
+    fleet.look(*LEFT)
+    fleet.again()
+    assert fleet.check() == {}
+    fleet.look(*LEFT)
+    assert [row["look"] for row in fleet.ledger.table("looks")] == [1, 0]
+
+
+# ── the fleet moves on ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_incident_retires_when_the_fleet_serves_another_artifact(fleet, restarted):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    worsen(fleet)
+    open_ones = fleet.incidents()
+    assert open_ones
+    fleet.told.clear()
+    if restarted:
+        fleet.again()
+    fleet.join(*LEFT[:9], serving=B)
+    fleet.check()
+    assert fleet.incidents() == open_ones  # one still serves it
+    fleet.join(*LEFT, serving=B)
+    fleet.check()
+    assert fleet.incidents() == set()
+    assert fleet.ledger.alarming() == ()
+    assert {row["closed_why"] for row in fleet.ledger.table("incidents")} == {
+        "no online device of the cohort serves the artifact any more"
+    }
+    assert {e.what for e in fleet.told} == {"closed"}
+    assert len(fleet.told) == len(open_ones)
+    assert "drifted" not in {v.outcome for v in fleet.ledger.verdicts()}
+    fleet.join(*LEFT)
+    fleet.look(*LEFT, shift=2.0, right=0.4)  # and back again: it begins anew
+    assert fleet.check() == {}
 
 
 def test_the_artifact_under_test_is_sound(fleet):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aggregator.core.permutation import compare, compare_pairs, smallest_p, smallest_p_of_pairs
+from aggregator.core.permutation import compare, smallest_p
 
 judge = partial(compare, floor=1e-6, exact_limit=20_000, samples=999, seed=0)
 
@@ -116,45 +116,13 @@ def test_exchangeable_units_are_named_no_more_often_than_promised():
     assert alarms <= 0.05 * runs + 3 * math.sqrt(runs * 0.05 * 0.95)
 
 
-# ── pairs ──────────────────────────────────────────────────────────────────────────────────────────────
-
-pairs = partial(compare_pairs, floor=1e-6, exact_limit=20_000, samples=999, seed=0)
-
-
-def test_p_of_pairs_equals_a_plain_enumeration():
-    differences = np.random.default_rng(8).normal(0.7, 1, size=(7, 4))
-    found = pairs(differences, owners(4))
-    largest = []
-    for signs in itertools.product((-1.0, 1.0), repeat=7):
-        flipped = np.array(signs)[:, None] * differences
-        se = np.sqrt(np.maximum(flipped.var(axis=0, ddof=1) / 7, 1e-6))
-        largest.append(np.abs(flipped.mean(axis=0) / se).max())
-    observed = np.abs(differences.mean(axis=0)) / np.sqrt(differences.var(axis=0, ddof=1) / 7)
-    np.testing.assert_allclose(found.statistic, observed)
-    np.testing.assert_allclose(
-        found.owner_p, [(np.array(largest) >= o * (1 - 1e-9)).mean() for o in observed]
-    )
-    assert (found.exact, found.permutations) == (True, 64)
-
-
-def test_a_change_in_every_unit_reaches_the_smallest_p_of_pairs():
-    differences = 0.5 + np.arange(8.0)[:, None] / 100
-    assert (
-        pairs(differences, owners(1)).p == smallest_p_of_pairs(8, exact_limit=20_000, samples=999) == 1 / 128
-    )
-    drawn = pairs(np.repeat(differences, 4, axis=0), owners(1))
-    assert not drawn.exact
-    assert drawn.p == 1 / 1000
-
-
-def test_drawn_signs_agree_with_all_of_them():
-    differences = np.random.default_rng(9).normal(0.3, 1, size=(12, 10))
-    exact = pairs(differences, owners(10))
-    drawn = pairs(differences, owners(10), exact_limit=1, samples=20_000)
-    assert drawn.p == pytest.approx(exact.p, abs=0.015)
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (4, 3)])
-def test_pairs_that_cannot_be_compared_are_refused(shape):
-    with pytest.raises(ValueError, match="cannot compare pairs"):
-        pairs(np.zeros(shape), owners(2))
+def test_drawing_stops_where_p_is_large_anyhow_and_never_where_it_is_small():
+    rng = np.random.default_rng(8)
+    alike = rng.normal(size=(12, 3)), rng.normal(size=(12, 3))
+    full = judge(*alike, owners(3), samples=4999)
+    short = judge(*alike, owners(3), samples=4999, enough=50)
+    assert full.permutations == 4999
+    assert short.permutations < 4999
+    assert short.p == pytest.approx(full.p, abs=0.1)
+    apart = alike[0], alike[1] + 5
+    assert judge(*apart, owners(3), samples=4999, enough=50).permutations == 4999

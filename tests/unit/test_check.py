@@ -21,6 +21,7 @@ from edge_runtime import check
 from edge_runtime.adapters import sandbox
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.adapters.status_socket import StatusSocket
+from edge_runtime.adapters.unix_socket import MAX_PATH_BYTES
 from edge_runtime.check import broker as broker_check
 from edge_runtime.check import certificate, storage
 from edge_runtime.check.finding import Finding, Level
@@ -370,7 +371,7 @@ def test_a_recorded_file(configured, tmp_path):
 
 
 def test_a_socket_whose_path_is_too_long_for_the_kernel(configured, tmp_path):
-    path = tmp_path / ("x" * (storage.MAX_SOCKET_PATH - len(str(tmp_path)) - 1))
+    path = tmp_path / ("x" * (MAX_PATH_BYTES - len(str(tmp_path)) - 1))
     config = configured(f'[source]\nkind = "unix"\nsocket = "{path}"\n')
     assert all_good(list(storage.check_source(config)))
     with socket.socket(socket.AF_UNIX) as listener:
@@ -391,8 +392,16 @@ def test_a_socket_where_a_file_is(configured, tmp_path):
 
 
 def test_a_socket_in_a_folder_of_somebody_else(configured, monkeypatch):
-    config = configured()
+    config = configured('[source]\nkind = "unix"\nsocket = "s"\n')
     monkeypatch.setattr(os, "access", lambda *_: False)
+    found = list(storage.check_source(config))
+    assert only(found, Level.ERROR).where == "source.socket"
+    assert only(found, Level.WARNING).where == "device.status_socket", "the status has a second place"
+
+
+def test_a_status_socket_where_a_file_is(configured):
+    config = configured()
+    config.status_socket.write_text("precious")
     assert only(storage.check_source(config), Level.ERROR).where == "device.status_socket"
 
 

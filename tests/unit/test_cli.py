@@ -85,6 +85,8 @@ def test_only_the_coordinator_may_write_releases():
     writers = [who for who, lines in rules.items() if any("write" in x and "/release/" in x for x in lines)]
     assert writers == [broker_config.COORDINATOR]
     assert all("/d/%u/" in line for line in rules[""] if "write" in line)
+    tellers = [who for who, lines in rules.items() if any(x.endswith("/alarm") for x in lines)]
+    assert tellers == [broker_config.AGGREGATOR]
 
 
 def test_without_any_broker_it_says_what_to_install(tmp_path, monkeypatch):
@@ -143,7 +145,7 @@ def test_the_report_is_one_page_without_a_network():
                     edges=np.array([0.0, 1.0]),
                     reference=shares,
                     fleet=1 - shares,
-                    statistic=9.0,
+                    score=9.0,
                     psi=2.0,
                 )
             ],

@@ -107,12 +107,12 @@ def test_a_pickle_is_not_read_unless_it_is_allowed(folder, mixed):
 
 
 @pytest.mark.parametrize("name", ["p.pkl", "p.pickle", "p.joblib"])
-def test_a_pickle_that_is_allowed_is_converted(folder, mixed, name):
+def test_a_pickle_that_is_allowed_is_converted(folder, plain, name):
     if name == "p.joblib":
-        joblib.dump(mixed, name, compress=3)
+        joblib.dump(plain, name, compress=3)
     else:
-        (folder / name).write_bytes(pickle.dumps(mixed))
-    done = skiff("convert", name, "rows.csv", "--allow-pickle", "--probes", "100")
+        (folder / name).write_bytes(pickle.dumps(plain))
+    done = skiff("convert", name, "X.npy", "--allow-pickle", "--probes", "100")
     assert done.exit_code == 0, done.stderr
     assert read_info((folder / "model.onnx").read_bytes()).manifest.task == "classifier"
 

@@ -85,6 +85,7 @@ PIPELINES = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_what_was_fitted_on_a_polars_frame_is_proven_on_one(frame, pipeline, tmp_path):

@@ -13,9 +13,11 @@ from cli.app import app
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "docs/how-to/backtest.md",
     "docs/how-to/convert-a-pipeline.md",
     "docs/how-to/feed-rows.md",
     "docs/how-to/install-a-device.md",
+    "docs/how-to/retrain.md",
     "docs/how-to/run-a-fleet.md",
     "docs/explanation/how-it-decides.md",
     "docs/explanation/speed.md",

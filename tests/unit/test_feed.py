@@ -17,7 +17,7 @@ from edge_runtime.adapters.sources.unix import UnixSource
 from edge_runtime.config import SourceConfig
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, ConfigError
 from edge_runtime.feed import Feed, make
-from edge_runtime.link import Broker
+from edge_runtime.mqtt.broker import Broker
 from edge_runtime.mqtt_source import MqttSource
 from edge_runtime.runtime import Runtime
 from tests.support.tiny_models import Tiny, classifier, regressor, several

@@ -71,3 +71,28 @@ def test_closing_lets_a_waiting_message_go_and_keeps_what_is_in():
     assert inbox.put_bounded("c", 1) is False
     inbox.put("event")
     assert [inbox.get(0.0) for _ in range(3)] == ["a", "event", None]
+
+
+def test_many_are_taken_at_once_and_make_room_for_who_waits():
+    inbox: Inbox[str] = Inbox(3, 1000)
+    for event in "abc":
+        assert inbox.put_bounded(event, 1)
+    fourth = Putting(inbox, "d", 1)
+    assert fourth.waits()
+    assert inbox.get_many(2, 0.0) == ["a", "b"]
+    assert fourth.ends()
+    assert fourth.taken
+    assert inbox.get_many(10, 0.0) == ["c", "d"]
+    assert inbox.get_many(10, 0.0) == []
+
+
+def test_waiting_for_many_ends_with_the_first_or_a_wake():
+    inbox: Inbox[str] = Inbox(3, 1000)
+    found: list[list[str]] = []
+    reader = threading.Thread(target=lambda: found.append(inbox.get_many(10, WAIT_SECONDS)))
+    reader.start()
+    inbox.put("a")
+    reader.join(WAIT_SECONDS)
+    assert found == [["a"]]
+    inbox.wake()
+    assert inbox.get_many(10, WAIT_SECONDS) == []

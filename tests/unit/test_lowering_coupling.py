@@ -48,6 +48,7 @@ def test_ten_classes():
     lowered.assert_equal(model, hostile(DIGITS))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("classes", [2, 3, 4, 6])
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 1e4])
 def test_pairs_that_agree_on_nothing(classes, scale):

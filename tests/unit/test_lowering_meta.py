@@ -104,6 +104,7 @@ def test_voting_as_a_step(voting):
     )
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("passthrough", [False, True])
 @pytest.mark.parametrize("method", ["auto", "predict", "decision_function"])
 @pytest.mark.parametrize("labels", [LABELS[1], LABELS[2]])
@@ -189,6 +190,7 @@ def test_adaboost_regressor_is_a_weighted_median():
     lowered.assert_equal(model, hostile(SUGAR))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic", "temperature"])
 @pytest.mark.parametrize("ensemble", [False, True])
 @pytest.mark.parametrize("base", [logistic(), GaussianNB()])

@@ -41,6 +41,7 @@ def hostile(rows):
     return np.vstack([rows[::3], odd]).astype(np.float32).astype(float)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("weights", ["uniform", "distance"])
 @pytest.mark.parametrize("metric", METRICS, ids=str)
@@ -67,6 +68,7 @@ def test_far_away_all_rows_tie(algorithm):
         lowered.assert_equal(KNeighborsClassifier(k, algorithm=algorithm).fit(IRIS, NAMES), rows)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("weights", ["uniform", "distance"])
 @pytest.mark.parametrize(
@@ -97,6 +99,7 @@ def test_several_outputs():
     assert found.labels.tolist() == model.predict(rows).tolist()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("weights", ["uniform", "distance"])
 def test_radius(algorithm, weights):
@@ -144,6 +147,7 @@ def tied(model, rows):
     return int((far[:, model.n_neighbors - 1] == far[:, model.n_neighbors]).sum())
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("options", [{}, {"weights": "distance", "p": 1}, {"p": 3, "leaf_size": 5}], ids=str)

@@ -92,6 +92,7 @@ def with_holes(rate=0.15):
     return holes
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("scaler", list(SCALERS))
 @pytest.mark.parametrize(
     ("dtype", "arithmetic"), [("float32", "float64"), ("float32", "float32"), ("float64", "float64")]
@@ -103,6 +104,7 @@ def test_forest_classifiers_with_every_scaler(scaler, dtype, arithmetic, count):
         check(pipeline, dtype=dtype, arithmetic=arithmetic)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("scaler", ["none", "standard", "pca"])
 @pytest.mark.parametrize("targets", [1, 2])
 def test_regressors(scaler, targets):
@@ -162,6 +164,7 @@ def test_a_forest_is_one_operator():
     assert kinds == ["Cast", "TreeEnsembleClassifier"]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("scaler", ["none", "chain", "pca"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("count", [2, 3])
@@ -200,6 +203,7 @@ def test_boosted_regressors(scaler):
         check(make_pipeline(*SCALERS[scaler](), model).fit(X, positive))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 def test_splits_over_categories(holes, before):

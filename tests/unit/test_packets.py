@@ -91,3 +91,17 @@ def test_only_messages_may_be_large():
     packets.check_size(0x90, packets.MAX_CONTROL_BYTES)
     with pytest.raises(LinkError, match="more than the 2048 allowed"):
         packets.check_size(0x90, packets.MAX_CONTROL_BYTES + 1)
+
+
+@given(topic=st.text(min_size=1, max_size=300), payload=st.binary(max_size=20_000), mqtt5=st.booleans())
+def test_a_message_that_is_written_is_read_again(topic, payload, mqtt5):
+    packet = packets.publish_packet(topic, payload, mqtt5=mqtt5)
+    assert packet[0] == 0x30
+    length, at = packets._variable_integer(packet, 1)
+    assert length == len(packet) - at
+    message = packets.read_message(packet[0], packet[at:], mqtt5=mqtt5)
+    assert (message.topic, message.payload, message.mid) == (topic, payload, 0)
+
+
+def test_an_acknowledgement_is_four_bytes():
+    assert packets.puback_packet(0x1234) == b"\x40\x02\x12\x34"

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from edge_runtime.contract.errors import InputError
 from edge_runtime.contract.manifest import Feature
@@ -278,3 +281,33 @@ def test_what_lies_outside_a_range_is_refused_after_what_is_not_finite(table, re
     with pytest.raises(InputError, match=message) as refused:
         schema.check(rows)
     assert refused.value.reason == reason
+
+
+@hypothesis.given(
+    arrays(
+        np.float32, (12, 3), elements=st.sampled_from([0.0, 1.0, -3.0, 3.0, np.nan, np.inf, -np.inf])
+    ),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)  # fmt: skip
+def test_rows_refused_in_bulk_are_those_refused_one_by_one_and_for_the_same_reason(table, flags):
+    schema = Schema(
+        [
+            Feature(name="a", missing=flags[0], infinite=flags[1], low=-2.0 if flags[4] else None),
+            Feature(name="b", missing=flags[2], infinite=flags[3]),
+            Feature(name="c", high=2.0 if flags[5] else None),
+        ]
+    )
+    expected: list[str] = []
+    for row in table:
+        try:
+            schema.check(row[None])
+            expected.append("")
+        except InputError as e:
+            expected.append(e.reason)
+    found = [""] * len(table)
+    for reason, mask in schema.refused(table).items():
+        assert mask.any()
+        for i in np.flatnonzero(mask):
+            assert not found[i]
+            found[i] = reason
+    assert found == expected

@@ -1,13 +1,16 @@
 """`skiffd --status`: the socket that answers, the client that asks, and the text a person reads."""
 
 import json
+import os
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +27,13 @@ from edge_runtime.adapters.status_report import (
     render,
     to_document,
 )
-from edge_runtime.adapters.status_socket import NAME, StatusSocket, read_status
+from edge_runtime.adapters.status_socket import NAME, StatusSocket, fallback_name, read_status
+from edge_runtime.adapters.unix_socket import MAX_PATH_BYTES, abstract
 from edge_runtime.contract.errors import ContractError, LinkError
 from edge_runtime.contract.ids import digest, model_name
 from edge_runtime.contract.messages import Health, ModelReport
 from tests.support.device import cpu
+from tests.support.disks import may_mount, read_only, tmpfs
 
 A, B = digest("a" * 64), digest("b" * 64)
 
@@ -171,7 +176,7 @@ def test_a_second_daemon_does_not_take_the_place_of_the_first(tmp_path):
     path = tmp_path / NAME
     with serving(path, lambda: {"first": True}):
         second = StatusSocket(path, dict)
-        with pytest.raises(LinkError, match="another skiffd answers there"):
+        with pytest.raises(LinkError, match="another process listens there"):
             second.start()
         second.stop()
         assert read_status(path) == {"first": True}
@@ -179,25 +184,196 @@ def test_a_second_daemon_does_not_take_the_place_of_the_first(tmp_path):
 
 def test_a_file_in_the_way_is_not_deleted(tmp_path):
     (tmp_path / NAME).write_text("precious")
-    with pytest.raises(LinkError, match="something else than a socket is in the way"):
+    with pytest.raises(LinkError, match="something that is no socket"):
         StatusSocket(tmp_path / NAME, dict).start()
     assert (tmp_path / NAME).read_text() == "precious"
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(LinkError, match="cannot listen there"):
-        StatusSocket(tmp_path / "absent" / NAME, dict).start()
+# ── where no file can be made ──────────────────────────────────────────────────────────────────────────
 
 
-def test_a_path_longer_than_a_unix_address_works(tmp_path):
-    folder = tmp_path / ("x" * 100) / ("y" * 100)
-    folder.mkdir(parents=True)
-    with serving(folder / NAME, lambda: {"long": True}):
-        assert (folder / NAME).is_socket()
-        assert read_status(folder / NAME) == {"long": True}
-    with pytest.raises(LinkError, match="nobody answers"):
-        read_status(folder / NAME)
-    assert list(folder.iterdir()) == []
+def absent(folder, stack):
+    return folder / "absent" / NAME
+
+
+def too_long(folder, stack):
+    path = folder / ("x" * 100) / ("y" * 100) / NAME
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def read_only_and_empty(folder, stack):
+    stack.enter_context(read_only(folder))
+    return folder / NAME
+
+
+def read_only_with_a_stale_one(folder, stack):
+    with closing(socket.socket(socket.AF_UNIX)) as left:
+        left.bind(str(folder / NAME))
+    stack.enter_context(read_only(folder))
+    return folder / NAME
+
+
+def full(folder, stack):
+    stack.enter_context(tmpfs(folder))
+    subprocess.run(
+        ["mount", "-o", "remount,nr_inodes=1", str(folder)], check=True
+    )  # ENOSPC for a second file
+    return folder / NAME
+
+
+OWN = os.geteuid()
+needs_mount = pytest.mark.skipif(not may_mount(), reason="mounting file systems needs CAP_SYS_ADMIN")
+obeys = pytest.mark.skipif(OWN == 0 and not may_mount(), reason="root may write anywhere, and not mount")
+NO_PLACES = [
+    absent,
+    too_long,
+    pytest.param(read_only_and_empty, marks=obeys),
+    pytest.param(read_only_with_a_stale_one, marks=obeys),
+    pytest.param(full, marks=needs_mount),
+]
+
+
+@pytest.mark.parametrize("place", NO_PLACES, ids=lambda place: place.__name__)
+def test_where_no_file_can_be_made_the_status_is_found_all_the_same(tmp_path, place, caplog):
+    with ExitStack() as stack:
+        path = place(tmp_path, stack)
+        with pytest.raises(LinkError, match="nobody answers; is skiffd running"):
+            read_status(path)
+        with serving(path, lambda: {"first": True}):
+            assert f"status_elsewhere socket=@{fallback_name(path)} reason={path}: " in caplog.text
+            assert read_status(path) == {"first": True}
+            with pytest.raises(LinkError, match="another process listens there"):
+                StatusSocket(path, dict).start()
+            assert read_status(path) == {"first": True}
+        with pytest.raises(LinkError, match="nobody answers; is skiffd running"):
+            read_status(path)
+        with serving(path, lambda: {"second": True}):
+            assert read_status(path) == {"second": True}
+
+
+def test_a_file_that_can_be_made_is_not_given_up_for_a_name(tmp_path, caplog):
+    with serving(tmp_path / NAME, dict):
+        assert (tmp_path / NAME).is_socket()
+        with pytest.raises(ConnectionRefusedError), closing(socket.socket(socket.AF_UNIX)) as client:
+            client.connect(abstract(fallback_name(tmp_path / NAME)))
+    assert "status_elsewhere" not in caplog.text
+
+
+def test_no_two_paths_share_a_name_and_every_name_fits(tmp_path):
+    paths = [tmp_path / "a" / NAME, tmp_path / "b" / NAME, tmp_path / ("x" * 200) / NAME]
+    names = {fallback_name(path) for path in paths}
+    assert len(names) == 3
+    assert all(len(abstract(name)) <= MAX_PATH_BYTES for name in names)
+    assert fallback_name(paths[0]) == fallback_name(tmp_path / "a" / NAME)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "asks", "folder", "answer"),
+    [
+        (OWN, OWN, OWN, None),
+        (1001, 0, 1001, None),  # systemd's dynamic user owns its state folder
+        (1001, 1001, 0, None),
+        (0, 1001, 0, PermissionError),
+        (1001, 1002, 1001, PermissionError),
+        (1001, 0, 0, LinkError),  # whoever it is could be anybody
+        (1001, 1002, 0, LinkError),
+    ],
+)
+def test_who_answers_under_a_bare_name_is_looked_at(tmp_path, monkeypatch, daemon, asks, folder, answer):
+    path = tmp_path / "absent" / NAME
+    monkeypatch.setattr(os, "geteuid", lambda: asks)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: SimpleNamespace(st_uid=folder))
+    if answer is None:
+        status_socket._look_who_answers(daemon, path)
+        return
+    with pytest.raises(answer):
+        status_socket._look_who_answers(daemon, path)
+
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(OWN != 0, reason="only root may become somebody else")
+
+
+def from_here(code, repository):
+    return f"import os, sys; sys.path.insert(0, {str(repository)!r}); from pathlib import Path;" + code
+
+
+def as_nobody(code, *arguments, repository):
+    """Runs ``code`` as another user, who may read the repository; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", from_here(code, repository), *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+ASK = """
+from edge_runtime.adapters.status_socket import read_status
+from edge_runtime.contract.errors import SkiffError
+os.setuid(65534)
+try:
+    print(read_status(Path(sys.argv[1])))
+except SkiffError as e:
+    print(e)
+"""
+ASK_WITHOUT_LOOKING = """
+import socket
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect("\\0" + sys.argv[1])
+    print(client.recv(1000))
+"""
+
+
+@needs_root
+def test_another_user_is_told_nothing_under_a_bare_name(tmp_path, repository, caplog):
+    path = tmp_path / "absent" / NAME
+    caplog.set_level("INFO")
+    with serving(path, lambda: {"secret": True}):
+        assert "not yours to read" in as_nobody(ASK, path, repository=repository)
+        assert as_nobody(ASK_WITHOUT_LOOKING, fallback_name(path), repository=repository) == "b''"
+        assert f"status_refused uid={NOBODY}" in caplog.text
+        assert read_status(path) == {"secret": True}
+
+
+TAKE = """
+from edge_runtime.adapters.status_socket import StatusSocket
+os.setuid(65534)
+server = StatusSocket(Path(sys.argv[1]), lambda: {"lie": True})
+server.start()
+print("ready", flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+@needs_root
+def test_a_stranger_who_takes_the_name_is_not_believed(tmp_path, repository):
+    path = tmp_path / "absent" / NAME
+    with subprocess.Popen(
+        [sys.executable, "-c", from_here(TAKE, repository), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as stranger:
+        assert stranger.stdout is not None
+        assert stranger.stdin is not None
+        assert stranger.stdout.readline() == "ready\n"
+        with pytest.raises(
+            LinkError, match="the user with the number 65534 answers for it, who is neither root"
+        ):
+            read_status(path)
+        path.parent.mkdir()
+        os.chown(path.parent, NOBODY, NOBODY)
+        assert read_status(path) == {"lie": True}, "whose folder it is may say what it likes there"
+        stranger.stdin.close()
+    assert stranger.returncode == 0
+
+
+# ── clients ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_client_that_does_not_read_holds_up_nobody_for_long(tmp_path, monkeypatch):
@@ -220,7 +396,7 @@ def test_a_client_waits_in_a_line_that_is_full(tmp_path):
             first.connect(str(path))  # takes the only place; nobody accepts
             with pytest.raises(LinkError, match=r"did not answer within 0\.1 s"):
                 read_status(path, timeout=0.1)
-            with pytest.raises(LinkError, match="another skiffd answers there"):
+            with pytest.raises(LinkError, match="another process listens there"):
                 StatusSocket(path, dict).start()
 
 

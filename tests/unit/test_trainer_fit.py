@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract import ids
-from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.errors import ConfigError, InputError
 from edge_runtime.contract.manifest import Budgets, read_info
 from edge_runtime.engine import Engine
+from edge_runtime.runtime import Runtime
 from trainer.datasets import DatasetError
 from trainer.fit import fit, make_pipeline, read_rows
 from trainer.release import run
-from trainer.spec import KINDS, SCALERS, ModelSpec, TableSource, TrainSpec, WatchSource
+from trainer.spec import KINDS, SCALERS, DeclaredRanges, ModelSpec, TableSource, TrainSpec, WatchSource, load
 
 
-def spec(source=None, kind="forest", *, scaler="standard", seed=0, **parameters):
+def spec(source=None, kind="forest", *, scaler="standard", seed=0, ranges=None, **parameters):
     return TrainSpec(
         name=ids.model_name("toy"),
         version="1",
@@ -24,6 +25,7 @@ def spec(source=None, kind="forest", *, scaler="standard", seed=0, **parameters)
         model=ModelSpec(kind=kind, scaler=scaler, parameters=tuple(parameters.items())),
         budgets=Budgets(predict_p99_ns=1_000_000),
         probes=300,
+        ranges=ranges,
     )
 
 
@@ -202,3 +204,63 @@ def test_a_run_makes_a_proven_artifact_twice_the_same_and_inherits_its_layout(tm
     labels, scores = Engine(heir.artifact.path).run(read_rows(small).training.X[:5])
     assert labels is not None
     assert scores.shape == (5, 7)
+
+
+# ── ranges ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def declared(**features):
+    return DeclaredRanges(where="spec.toml.conversion.ranges", features=tuple(features.items()))
+
+
+def test_an_artifact_of_a_spec_with_ranges_refuses_a_row_outside(tmp_path, csv_file):
+    spec_file = tmp_path / "spec.toml"
+    spec_file.write_text(
+        'name = "toy"\nversion = "1"\n[data]\nsource = "rows.csv"\ntarget = "y"\ngroup = "device"\n'
+        '[model]\nkind = "logistic"\n[conversion]\nprobes = 300\n'
+        "ranges.a = { low = -8.0, high = 8.0 }\nranges.b = { low = -9.0 }\n"
+    )
+    made = run(load(spec_file), tmp_path / "toy.onnx")
+    assert made.artifact.report.passed
+    assert made.artifact.report.ranges == {"a": (-8.0, 8.0), "b": (-9.0, None)}
+    runtime = Runtime(made.artifact.path)
+    for row in ([8.0, 0.0], [-8.0, 1e30], [0.0, -9.0]):
+        assert runtime.predict(np.array(row, np.float32)).label in ("up", "down")
+    for row, feature in (([8.001, 0.0], "'a'"), ([-8.001, 0.0], "'a'"), ([0.0, -9.001], "'b'")):
+        with pytest.raises(InputError, match=feature) as caught:
+            runtime.predict(np.array(row, np.float32))
+        assert caught.value.reason == "range"
+    assert runtime.take_window().refused == (("range", 3),)
+
+
+def test_the_training_rows_give_every_feature_its_range(tmp_path, csv_file):
+    small = spec(table(csv_file, group="device"), kind="logistic", ranges="training")
+    made = run(small, tmp_path / "toy.onnx")
+    rows = read_rows(small).training.X.astype(np.float64)
+    for j, feature in enumerate(made.artifact.manifest.features):
+        least, most = rows[:, j].min(), rows[:, j].max()
+        assert feature.low == pytest.approx(least - (most - least))
+        assert feature.high == pytest.approx(most + (most - least))
+    with pytest.raises(InputError, match="outside") as caught:
+        Runtime(made.artifact.path).predict(np.full(2, 1e6, np.float32))
+    assert caught.value.reason == "range"
+
+
+def test_a_range_for_a_feature_that_is_not_there_names_the_key_before_anything_is_fitted(
+    csv_file, monkeypatch
+):
+    monkeypatch.setattr("trainer.fit.make_pipeline", None)
+    source = table(csv_file, group="device")
+    for name, hint in (("aa", r" \(did you mean 'a'\?\)"), ("y", ""), ("device", "")):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^spec\.toml\.conversion\.ranges\.{name}: the rows have no feature.*name{hint}$",
+        ):
+            fit(spec(source, ranges=declared(**{name: (0.0, 1.0)})))
+
+
+def test_training_rows_outside_the_ranges_are_an_error(tmp_path, csv_file):
+    small = spec(table(csv_file, group="device"), kind="logistic", ranges=declared(b=(None, 0.0)))
+    with pytest.raises(InputError, match=r"training rows lie outside the declared ranges.*'b'"):
+        run(small, tmp_path / "toy.onnx")
+    assert not (tmp_path / "toy.onnx").exists()

@@ -6,7 +6,8 @@ import pytest
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.manifest import Budgets
-from trainer.spec import KINDS, ModelSpec, TableSource, WatchSource, load
+from trainer.datasets import load_watch
+from trainer.spec import KINDS, DeclaredRanges, ModelSpec, TableSource, WatchSource, load
 
 WATCH = """
 name = "watch"
@@ -108,6 +109,45 @@ def test_a_mistake_names_file_and_key(spec, before, after, message):
     assert "spec.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("ranges", "read"),
+    [
+        ("", None),
+        ("ranges = {}", None),
+        ('ranges = "training"', "training"),
+        ("ranges.a = { low = -40, high = 125.5 }", (("a", (-40.0, 125.5)),)),
+        ("ranges.b = { low = 0 }\nranges.a = { high = 1 }", (("b", (0.0, None)), ("a", (None, 1.0)))),
+        ("[conversion.ranges]\n'x.y' = { low = 2, high = 2 }", (("x.y", (2.0, 2.0)),)),
+    ],
+)
+def test_ranges(spec, tmp_path, ranges, read):
+    found = spec(WATCH + ranges).ranges
+    if isinstance(read, tuple):
+        read = DeclaredRanges(where=f"{tmp_path / 'spec.toml'}.conversion.ranges", features=read)
+    assert found == read
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ('"trainig"', r"ranges: expected \"training\", or a table of features"),
+        ("[0, 1]", r"ranges: expected \"training\", or a table of features"),
+        ("{ a = [0, 1] }", r"ranges\.a: expected a table of named fields, got list of length 2"),
+        ('{ a = "0:1" }', r"ranges\.a: expected a table of named fields, got str"),
+        ("{ a = {} }", r"ranges\.a\.low: is missing, and so is high"),
+        ("{ a = { low = 2, high = 1.5 } }", r"ranges\.a\.low: 2\.0 is above high, 1\.5; swap them"),
+        ('{ a = { low = "2" } }', r"ranges\.a\.low: expected a number, got str"),
+        ("{ a = { low = true } }", r"ranges\.a\.low: expected a number, got bool"),
+        ("{ a = { high = inf } }", r"ranges\.a\.high: inf is not a finite number"),
+        ("{ a = { high = nan } }", r"ranges\.a\.high: nan is not a finite number"),
+        ("{ a = { low = 0, hihg = 1 } }", r"ranges\.a: unknown key 'hihg' \(did you mean 'high'\?\)"),
+    ],
+)
+def test_a_mistake_in_a_range_names_file_and_key(spec, ranges, message):
+    with pytest.raises(ConfigError, match=r"spec\.toml\.conversion\." + message):
+        spec(f"{WATCH}ranges = {ranges}")
+
+
 def test_groups_to_hold_out_need_a_column(spec):
     text = TABLE.replace('group = "device"\n', "") + '[evaluation]\ngroups = ["a"]\n'
     with pytest.raises(ConfigError, match="does not say which column"):
@@ -132,4 +172,7 @@ def test_the_example_in_the_documentation_is_valid(spec):
         Path(load.__code__.co_filename).read_text(encoding="utf-8").split("::\n", 1)[1].split('"""')[0]
     )
     text = "\n".join(line.removeprefix("    ") for line in documented.splitlines())
-    assert spec(text).source == WatchSource(people=(1, 2, 3), wrists=(0,), evaluation=(7, 8, 9, 10))
+    found = spec(text)
+    assert found.source == WatchSource(people=(1, 2, 3), wrists=(0,), evaluation=(7, 8, 9, 10))
+    assert isinstance(found.ranges, DeclaredRanges)
+    assert {name for name, _ in found.ranges.features} <= set(load_watch().feature_names)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import socket
 import stat
 import threading
@@ -14,8 +13,6 @@ import pytest
 from edge_runtime.adapters.sources import unix as unix_source
 from edge_runtime.adapters.sources.ndjson import Answer, Refusal
 from edge_runtime.adapters.sources.unix import MAX_UNSENT_BYTES, UnixSource
-from edge_runtime.adapters.sources.unix_listener import MAX_PATH_BYTES, UnixListener
-from edge_runtime.contract.errors import ConfigError
 
 WAIT_SECONDS = 15.0
 
@@ -303,55 +300,3 @@ def test_permissions_are_as_told(tmp_path):
         assert stat.S_IMODE(source._listener.path.stat().st_mode) == mode
         source.close()
         assert not source._listener.path.exists()
-
-
-def test_what_a_dead_process_left_is_replaced(tmp_path):
-    path = tmp_path / "rows.sock"
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))
-    left.listen()
-    left.close()
-    assert path.exists()
-    UnixListener(path).close()
-
-
-def test_a_living_listener_is_not_robbed(tmp_path):
-    path = tmp_path / "rows.sock"
-    first = UnixListener(path)
-    with pytest.raises(ConfigError, match="another process listens there"):
-        UnixListener(path)
-    assert path.exists()
-    first.close()
-
-
-def test_the_file_of_a_successor_is_left_alone(tmp_path):
-    path = tmp_path / "rows.sock"
-    first = UnixListener(path)
-    path.unlink()
-    second = UnixListener(path)
-    first.close()
-    assert path.exists()
-    second.close()
-    second.close()
-
-
-def test_other_files_are_left_alone(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("precious")
-    with pytest.raises(ConfigError, match="no socket"):
-        UnixListener(path)
-    assert path.read_text() == "precious"
-
-
-def test_a_path_that_is_too_long_is_refused_and_one_that_just_fits_is_not(tmp_path):
-    room = MAX_PATH_BYTES - len(os.fsencode(tmp_path)) - 1
-    assert room > 0, "pytest's own folder is too deep for this test"
-    UnixListener(tmp_path / ("x" * room)).close()
-    with pytest.raises(ConfigError, match="108 bytes; the path of a Unix socket has at most 107"):
-        UnixListener(tmp_path / ("x" * (room + 1)))
-
-
-@pytest.mark.parametrize("name", ["gone/rows.sock", "a\0b"])
-def test_a_path_that_cannot_be_is_refused_and_named(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"gone/rows\.sock: cannot listen there \(No such file|no path"):
-        UnixListener(tmp_path / name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.adapters.sources.ndjson import MAX_LINE_BYTES, Answerer, Lines, Refusal, encode, respond
-from edge_runtime.adapters.sources.unix_listener import UnixListener
+from edge_runtime.adapters.unix_socket import UnixListener
 
 CHUNK_BYTES: Final = 1 << 16
 TURN_LINES: Final = 8
@@ -46,6 +46,7 @@ class UnixSource:
         max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
         self._listener = UnixListener(path, mode=mode)
+        self._listener.socket.setblocking(False)
         self._max_clients = max_clients
         self._max_line_bytes = max_line_bytes
         self._clients: list[_Client] = []

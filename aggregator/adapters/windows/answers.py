@@ -1,0 +1,254 @@
+"""Questions to the telemetry store."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from aggregator.adapters import documents
+from aggregator.adapters.windows.append import Part
+from aggregator.adapters.windows.retention import read_latencies, read_window
+from aggregator.adapters.windows.schema import JUDGED, REJECTED
+from aggregator.looks import Block, Reading, merge
+from aggregator.records import DeviceTotals, Selection, StoreFigures
+from edge_runtime.contract.ids import DeviceId, Digest
+from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.messages import Window
+from edge_runtime.contract.profile import Profile
+
+COUNTED = (
+    "device, digest, windows, rows, failed, refused, labelled, correct, wire_bytes, rss_bytes, peak_rss_bytes"
+)
+OF_WINDOWS = (
+    f"{COUNTED}, received_ns AS first_ns, received_ns AS last_ns, id AS newest, CAST(labelled AS REAL)*labelled AS nn,"
+    " CAST(labelled AS REAL)*correct AS cn, CAST(correct AS REAL)*correct AS cc"
+)
+OF_ROLLUPS = (
+    f"{COUNTED}, first_ns, last_ns, newest, labelled_squares AS nn, products AS cn, correct_squares AS cc"
+)
+TOTALS = """
+SELECT device, digest, SUM(windows), SUM(rows), SUM(failed), SUM(refused), SUM(labelled), SUM(correct),
+  SUM(wire_bytes), MAX(peak_rss_bytes), MIN(first_ns), MAX(last_ns), MAX(newest), SUM(nn), SUM(cn), SUM(cc)"""
+
+Condition = tuple[str, dict[str, object]]
+
+
+class Answers(Part):
+    """What the monitor, the gates and people ask."""
+
+    def unjudged(self) -> tuple[Digest, ...]:
+        """Artifacts with windows that wait for their layout."""
+        rows = self._db.rows(
+            "SELECT digest FROM windows WHERE state=0 UNION SELECT digest FROM rollups WHERE state=0 ORDER BY digest"
+        )
+        return tuple(Digest(row[0]) for row in rows)
+
+    def streams(self) -> tuple[tuple[Digest, DeviceId, int], ...]:
+        """Every (artifact, device) that ever sent a window, with the number of its newest."""
+        rows = self._db.rows("SELECT digest, device, newest FROM streams ORDER BY digest, device")
+        return tuple((Digest(a), DeviceId(d), int(n)) for a, d, n in rows)
+
+    def pending(self, digest: Digest, device: DeviceId, after: int) -> tuple[int, float, int]:
+        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``."""
+        row = self._db.one(
+            "SELECT COALESCE(SUM(rows), 0), COALESCE(SUM(MAX(0, end_ns-start_ns)/1e9), 0.0),"
+            " COALESCE(MIN(received_ns), 0) FROM windows WHERE digest=? AND device=? AND id>? AND state=?",
+            (digest, device, after, JUDGED),
+        )
+        return int(row[0]), float(row[1]), int(row[2])
+
+    def block(
+        self, digest: Digest, device: DeviceId, after: int, *, rows: int, seconds: float
+    ) -> Block | None:
+        """The newest windows numbered above ``after``, as many as it takes to cover ``rows`` and ``seconds``, merged.
+
+        None when all of them together do not cover that.
+        """
+        found: Reading | None = None
+        first = last = 0
+        span = 0.0
+        answer = self._db.each(
+            "SELECT id, payload FROM windows JOIN payloads USING (id)"
+            " WHERE digest=? AND device=? AND id>? AND state=? ORDER BY id DESC",
+            (digest, device, after, JUDGED),
+        )
+        for number, payload in answer:
+            window = read_window(payload)
+            new = _reading(window)
+            found = new if found is None else merge([found, new])
+            first, last = number, last or number
+            span += max(0, window.end_ns - window.start_ns) / 1e9
+            if found.profile.rows >= rows and span >= seconds:
+                return Block(reading=found, seconds=span, first=first, last=last)
+        return None
+
+    def windows(self, selection: Selection) -> Iterator[Window]:
+        """The selected windows themselves, oldest first; those that were rolled up are gone."""
+        where, values = _windows_where(selection)
+        query = f"SELECT payload FROM windows JOIN payloads USING (id) WHERE {where} ORDER BY id"  # noqa: S608
+        for (payload,) in self._db.each(query, values):
+            yield read_window(payload)
+
+    def profiles(self, selection: Selection) -> tuple[Profile, ...]:
+        """The merged profile per layout of what is selected: profiles of different layouts cannot be merged.
+
+        A day's roll-up is selected when all of it was received between ``since_ns`` and ``until_ns``; ``last`` counts
+        windows that are kept one by one. That holds for `latency` and `totals` too.
+        """
+        merged: dict[tuple[str, int, int], Profile] = {}
+        for profile in self._profiles(selection):
+            key = (profile.layout, profile.counts.size, profile.sums.size)
+            merged[key] = merged[key].merge(profile) if key in merged else profile
+        return tuple(merged[key] for key in sorted(merged))
+
+    def _profiles(self, selection: Selection) -> Iterator[Profile]:
+        where, values = _rollups_where(selection)
+        for (text,) in self._db.each(f"SELECT profile FROM rollups WHERE {where}", values):  # noqa: S608
+            yield documents.read_profile(text)
+        for window in self.windows(selection):
+            yield window.profile
+
+    def latency(self, selection: Selection) -> LatencyHistogram:
+        """All latencies of what is selected."""
+        total = LatencyHistogram()
+        for table, (where, values) in _both(selection):
+            for (text,) in self._db.each(f"SELECT latency FROM {table} WHERE {where}", values):  # noqa: S608
+                total = total.merge(read_latencies(text))
+        return total
+
+    def totals(self, selection: Selection) -> tuple[DeviceTotals, ...]:
+        """The counts of what is selected, per device and artifact."""
+        (_, (windows, values)), (_, (rollups, _)) = _both(selection)
+        rows = self._db.rows(
+            f"{TOTALS} FROM (SELECT {OF_WINDOWS} FROM windows WHERE {windows}"  # noqa: S608
+            f" UNION ALL SELECT {OF_ROLLUPS} FROM rollups WHERE {rollups}) GROUP BY device, digest",
+            values,
+        )
+        return tuple(
+            DeviceTotals(
+                device=DeviceId(row[0]),
+                digest=Digest(row[1]),
+                windows=row[2],
+                rows=row[3],
+                failed=row[4],
+                refused=row[5],
+                labelled=row[6],
+                correct=row[7],
+                wire_bytes=row[8],
+                rss_bytes=self._rss(row[12]),
+                peak_rss_bytes=row[9],
+                first_ns=row[10],
+                last_ns=row[11],
+                labelled_squares=row[13],
+                products=row[14],
+                correct_squares=row[15],
+            )
+            for row in rows
+        )
+
+    def wire_bytes(self, selection: Selection, quantile: float = 0.5) -> int:
+        """A quantile of the selected windows' size on the wire in bytes; 0 when there are none."""
+        where, values = _windows_where(selection)
+        n = self._db.one(f"SELECT COUNT(*) FROM windows WHERE {where}", values)[0]  # noqa: S608
+        row = self._db.one(
+            f"SELECT wire_bytes FROM windows WHERE {where} ORDER BY wire_bytes LIMIT 1 OFFSET :offset",  # noqa: S608
+            {**values, "offset": min(max(n - 1, 0), int(quantile * n))},
+        )
+        return int(row[0]) if row else 0
+
+    def figures(self) -> StoreFigures:
+        """The store's own totals."""
+        counters = dict(self._db.rows("SELECT name, value FROM counters"))
+        return StoreFigures(
+            windows=counters.get("windows", 0),
+            rows=counters.get("rows", 0),
+            unjudged=self._records_in(0),
+            rejected=self._records_in(2),
+            duplicates_rejected=counters.get("duplicates_rejected", 0),
+            overlaps_rejected=counters.get("overlaps_rejected", 0),
+            events=self._count_of("events"),
+            dead_letters=self._count_of("dead_letters"),
+            dead_letters_ever=counters.get("dead_letters", 0),
+        )
+
+    def dead_letters(self, limit: int = 100) -> tuple[dict[str, Any], ...]:
+        """The newest dead letters: topic, reason, times, length, last_ns and the kept part of the payload."""
+        return self._dicts(
+            "SELECT topic, reason, times, length, first_ns, last_ns, payload FROM dead_letters"
+            " ORDER BY last_ns DESC, id DESC"
+            " LIMIT ?",
+            limit,
+        )
+
+    def events(self, limit: int = 100) -> tuple[dict[str, Any], ...]:
+        """The newest events of all devices."""
+        return self._dicts(
+            "SELECT device, session, seq, wall_ns, received_ns, name, detail FROM events ORDER BY id DESC LIMIT ?",
+            limit,
+        )
+
+    def _rss(self, number: int) -> int:
+        row = self._db.one(
+            "SELECT rss_bytes FROM windows WHERE id=? UNION ALL SELECT rss_bytes FROM rollups WHERE newest=?",
+            (number, number),
+        )
+        return int(row[0])
+
+    def _records_in(self, state: int) -> int:
+        # The state stands in the text, for partial indexes are found by it.
+        rolled_up = self._db.one(f"SELECT COALESCE(SUM(records), 0) FROM rollups WHERE state={state}")[0]  # noqa: S608
+        return self._count_of(f"windows WHERE state={state}") + int(rolled_up)
+
+    def _count_of(self, what: str) -> int:
+        return int(self._db.one(f"SELECT COUNT(*) FROM {what}")[0])  # noqa: S608
+
+    def _dicts(self, query: str, limit: int) -> tuple[dict[str, Any], ...]:
+        with self._db.translated():
+            answer = self._db.execute(query, (limit,))
+            names = [column[0] for column in answer.description]
+            return tuple(dict(zip(names, row, strict=True)) for row in answer)
+
+
+def _reading(w: Window) -> Reading:
+    return Reading(
+        device=w.device,
+        profile=w.profile,
+        start_ns=w.start_ns,
+        end_ns=w.end_ns,
+        windows=w.windows,
+        labelled=w.labelled,
+        correct=w.correct,
+        refused=tuple(sorted(w.refused)),
+    )
+
+
+def _both(s: Selection) -> tuple[tuple[str, Condition], tuple[str, Condition]]:
+    """Both tables with their conditions."""
+    return ("windows", _windows_where(s)), ("rollups", _rollups_where(s))
+
+
+def _windows_where(s: Selection) -> Condition:
+    """The condition of a selection with named values; rejected windows never answer."""
+    where, values = _where(s, "received_ns", "received_ns")
+    if s.last:
+        where = f"id IN (SELECT id FROM windows WHERE {where} ORDER BY id DESC LIMIT :last)"  # noqa: S608
+        values["last"] = s.last
+    return where, values
+
+
+def _rollups_where(s: Selection) -> Condition:
+    where, values = _where(s, "first_ns", "last_ns")
+    return (f"{where} AND :last=0", {**values, "last": s.last}) if s.last else (where, values)
+
+
+def _where(s: Selection, first: str, last: str) -> Condition:
+    values: dict[str, object] = {"rejected": REJECTED, "since": s.since_ns, "until": s.until_ns}
+    parts = ["state<>:rejected", f"{first}>=:since", f"{last}<:until"]
+    for name in ("model", "digest", "layout"):
+        value = getattr(s, name)
+        if value is not None:
+            parts.append(f"{name}=:{name}")
+            values[name] = value
+    if s.devices is not None:
+        names = [f"d{i}" for i in range(len(s.devices))]
+        parts.append(f"device IN ({', '.join(':' + name for name in names)})")
+        values.update(zip(names, s.devices, strict=True))
+    return " AND ".join(parts), values

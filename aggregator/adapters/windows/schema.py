@@ -1,0 +1,86 @@
+"""The telemetry store's tables, and how older versions become this one."""
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Final
+
+from aggregator.adapters.database import Step, run_script
+
+VERSION: Final = 3
+
+UNJUDGED, JUDGED, REJECTED = 0, 1, 2
+"""``state``: kept before its artifact is known, checked against it, found to contradict it."""
+
+# AUTOINCREMENT: a number must not come again when the newest windows were rolled up, for looks remember numbers.
+WINDOWS: Final = """
+CREATE TABLE windows (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, session TEXT NOT NULL, seq INTEGER NOT NULL,
+  seq_lo INTEGER NOT NULL, model TEXT NOT NULL, digest TEXT NOT NULL, layout TEXT NOT NULL, state INTEGER NOT NULL,
+  start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, synced INTEGER NOT NULL, received_ns INTEGER NOT NULL,
+  rows INTEGER NOT NULL, failed INTEGER NOT NULL, refused INTEGER NOT NULL, labelled INTEGER NOT NULL,
+  correct INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, peak_rss_bytes INTEGER NOT NULL, wire_bytes INTEGER NOT NULL,
+  latency TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+  windows INTEGER NOT NULL DEFAULT 1, UNIQUE (device, session, seq))"""
+
+WINDOW_INDEXES: Final = """
+CREATE INDEX windows_by_stream ON windows (digest, device, id);
+CREATE INDEX windows_unjudged ON windows (digest) WHERE state=0;
+CREATE INDEX windows_rejected ON windows (digest) WHERE state=2;
+CREATE INDEX windows_by_receipt ON windows (received_ns)"""
+
+# `day` is a day of receipt since 1970. Two rows may share all of it when their profiles cannot be merged.
+RETENTION: Final = """
+CREATE TABLE rollups (
+  id INTEGER PRIMARY KEY, device TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, layout TEXT NOT NULL,
+  day INTEGER NOT NULL, state INTEGER NOT NULL, records INTEGER NOT NULL, windows INTEGER NOT NULL,
+  rows INTEGER NOT NULL, failed INTEGER NOT NULL, refused INTEGER NOT NULL, labelled INTEGER NOT NULL,
+  correct INTEGER NOT NULL, labelled_squares REAL NOT NULL, products REAL NOT NULL, correct_squares REAL NOT NULL,
+  wire_bytes INTEGER NOT NULL, rss_bytes INTEGER NOT NULL, peak_rss_bytes INTEGER NOT NULL,
+  first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, newest INTEGER NOT NULL,
+  profile TEXT NOT NULL, latency TEXT NOT NULL);
+CREATE INDEX rollups_by_stream ON rollups (digest, device, day);
+CREATE INDEX rollups_unjudged ON rollups (digest) WHERE state=0;
+CREATE INDEX rollups_rejected ON rollups (digest) WHERE state=2;
+CREATE UNIQUE INDEX rollups_newest ON rollups (newest);
+CREATE TABLE intervals (
+  device TEXT NOT NULL, session TEXT NOT NULL, model TEXT NOT NULL, lo INTEGER NOT NULL, hi INTEGER NOT NULL,
+  whole INTEGER NOT NULL, PRIMARY KEY (device, session, model, hi)) WITHOUT ROWID"""
+
+SCHEMA: Final = f"""{WINDOWS};
+CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);{WINDOW_INDEXES};
+CREATE TABLE streams (
+  digest TEXT NOT NULL, device TEXT NOT NULL, newest INTEGER NOT NULL, PRIMARY KEY (digest, device)) WITHOUT ROWID;
+CREATE TABLE events (
+  id INTEGER PRIMARY KEY, device TEXT NOT NULL, session TEXT NOT NULL, seq INTEGER NOT NULL, wall_ns INTEGER NOT NULL,
+  received_ns INTEGER NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL, UNIQUE (device, session, seq));
+CREATE TABLE dead_letters (
+  id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, topic TEXT NOT NULL, reason TEXT NOT NULL,
+  payload BLOB NOT NULL, length INTEGER NOT NULL, times INTEGER NOT NULL, first_ns INTEGER NOT NULL,
+  last_ns INTEGER NOT NULL);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION}"""
+
+COLUMNS: Final = (
+    "id, device, session, seq, seq_lo, model, digest, layout, state, start_ns, end_ns, synced, received_ns, rows,"
+    " failed, refused, labelled, correct, rss_bytes, peak_rss_bytes, wire_bytes, latency, reason, windows"
+)
+
+
+def _records_of_several(db: sqlite3.Connection) -> None:
+    """1 to 2: a record may hold several windows."""
+    db.execute("ALTER TABLE windows ADD COLUMN windows INTEGER NOT NULL DEFAULT 1")
+
+
+def _retention(db: sqlite3.Connection) -> None:
+    """2 to 3: roll-ups and intervals; numbers of windows never come again."""
+    db.execute("ALTER TABLE windows RENAME TO old_windows")
+    run_script(db, WINDOWS)
+    db.execute(f"INSERT INTO windows ({COLUMNS}) SELECT {COLUMNS} FROM old_windows")  # noqa: S608
+    db.execute("DROP TABLE old_windows")
+    newest = db.execute("SELECT COALESCE(MAX(newest), 0) FROM streams").fetchone()[0]
+    if not db.execute("UPDATE sqlite_sequence SET seq=MAX(seq, ?) WHERE name='windows'", (newest,)).rowcount:
+        db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('windows', ?)", (newest,))
+    run_script(db, WINDOW_INDEXES)
+    run_script(db, RETENTION)
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention}

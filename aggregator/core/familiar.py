@@ -1,0 +1,141 @@
+"""The familiar figures of drift of every column at once, from shares of cells. For reading: no verdict is made of them.
+
+PSI is Σ (q - p) ln (q / p), with shares of at least `SHARE_FLOOR`. KS is the largest difference of the distribution
+functions at an edge, so at most the raw one. Chi-square is Pearson's statistic of the fleet's counts against the same
+shares of the reference. Jensen-Shannon is the distance, the root of the divergence in bits. Wasserstein-1 and the
+shift of the mean put every value at the middle of its cell, and values of the two open cells at their edge; both are
+in standard deviations of the reference so placed (0 where it does not vary).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.looks import Familiar
+from edge_runtime.contract.profile import BESIDE, CellSpec, Profile
+
+Vector = NDArray[np.float64]
+
+SHARE_FLOOR: Final = 1e-4
+"""Cell shares below this count as this in PSI, which is infinite on an empty cell otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shares:
+    """The mean of some units: ``cells`` (S,) shares among finite values, column after column; ``beside`` (J, 3) of all
+    rows; ``counts`` (S,) and ``rows`` of all units together.
+    """
+
+    cells: Vector
+    beside: Vector
+    counts: Vector
+    finite: Vector
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads figures under one layout."""
+
+    spec: CellSpec
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.array([column.cells for column in self.spec.columns])
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+
+    @cached_property
+    def _places(self) -> Vector:
+        """(S,) the value that a cell's rows are put at."""
+        found = []
+        for column in self.spec.columns:
+            edges = np.asarray(column.edges, np.float64)
+            found.append(np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2.0, edges[-1:]]))
+        return np.concatenate(found)
+
+    @cached_property
+    def _widths(self) -> Vector:
+        """(S,) how far the next cell's place is; 0 behind a column's last."""
+        widths = np.diff(self._places, append=0.0)
+        widths[self._starts[1:] - 1] = 0.0
+        widths[-1] = 0.0
+        return widths
+
+    def shares(self, profiles: Sequence[Profile]) -> Shares:
+        """The mean shares of the units, each weighing the same; one without a finite value of a column is left out."""
+        counts = np.stack([profile.counts for profile in profiles])
+        means, sums, finite, beside = [], [], [], []
+        for start, size in zip(self.spec.offsets[:-1], self._sizes, strict=True):
+            column = counts[:, start : start + size + BESIDE].astype(np.float64)
+            inside = column[:, :size].sum(axis=1)
+            rows = np.maximum(inside + column[:, size] + column[:, size + 1], 1.0)
+            known = inside > 0
+            weights = np.where(known, 1.0 / np.maximum(inside, 1.0), 0.0) / max(1, int(known.sum()))
+            means.append(weights @ column[:, :size] if known.any() else np.full(size, 1.0 / size))
+            sums.append(column[:, :size].sum(axis=0))
+            finite.append(float(inside.sum()))
+            beside.append((1.0 / rows) @ column[:, size:] / len(rows))
+        return Shares(
+            cells=np.concatenate(means),
+            beside=np.stack(beside),
+            counts=np.concatenate(sums),
+            finite=np.array(finite),
+        )
+
+    def read(self, reference: Shares, fleet: Shares) -> tuple[Familiar, ...]:
+        """The figures of every feature, then of the score."""
+        p, q, starts, places = reference.cells, fleet.cells, self._starts, self._places
+        owners = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        a, b = np.maximum(p, SHARE_FLOOR), np.maximum(q, SHARE_FLOOR)
+        psi = np.add.reduceat((b - a) * np.log(b / a), starts)
+        gap = np.cumsum(q - p)
+        gap -= np.concatenate([[0.0], gap[starts[1:] - 1]])[owners]
+        expected = a * fleet.finite[owners]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chi2 = np.add.reduceat(
+                np.where(expected > 0, (fleet.counts - expected) ** 2 / expected, 0.0), starts
+            )
+            middle = (p + q) / 2.0
+            bits = np.where(p > 0, p * np.log2(p / middle), 0.0) + np.where(
+                q > 0, q * np.log2(q / middle), 0.0
+            )
+        js = np.sqrt(np.maximum(np.add.reduceat(bits, starts) / 2.0, 0.0))
+        means = [np.add.reduceat(x * places, starts) for x in (p, q)]
+        deviations = [
+            np.sqrt(np.maximum(np.add.reduceat(x * (places - mean[owners]) ** 2, starts), 0.0))
+            for x, mean in zip((p, q), means, strict=True)
+        ]
+        scale = np.where(deviations[0] > 0, deviations[0], np.inf)
+        moved = np.add.reduceat(np.abs(gap) * self._widths, starts) / scale
+        shift = (means[1] - means[0]) / scale
+        below = np.cumsum(p)
+        below -= np.concatenate([[0.0], below[starts[1:] - 1]])[owners]
+        found = []
+        for j, column in enumerate(self.spec.columns):
+            edges = slice(int(starts[j]), int(starts[j]) + column.cells - 1)
+            at = int(np.abs(gap[edges]).argmax())
+            under = float(below[edges][at])
+            beside = [(float(reference.beside[j, k]), float(fleet.beside[j, k])) for k in range(3)]
+            found.append(
+                Familiar(
+                    psi=float(psi[j]),
+                    ks=float(abs(gap[edges][at])),
+                    chi2=float(chi2[j]),
+                    js=float(js[j]),
+                    wasserstein_sd=float(moved[j]),
+                    mean_shift_sd=float(shift[j]),
+                    sd_ratio=float(deviations[1][j] / scale[j]) if np.isfinite(scale[j]) else 1.0,
+                    cut=float(column.edges[at]),
+                    below=(under, under + float(gap[edges][at])),
+                    missing=beside[0],
+                    non_finite=beside[1],
+                    repeated=beside[2],
+                )
+            )
+        return tuple(found)

@@ -1,0 +1,217 @@
+"""Telemetry in: from a link into the store, and back to the devices that it is stored.
+
+The order that loses nothing: take what has arrived (bounded, senders in turn), commit it in one transaction per store,
+tell the devices what is stored, and only then let the broker forget the messages. Killed at any point, whatever was
+acknowledged is on disk, and whatever was not comes again: from the broker's session or from the device's outbox.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from aggregator.adapters.registry import Registry
+from aggregator.adapters.windows import Windows
+from aggregator.config import IngestConfig
+from aggregator.core import ingest
+from aggregator.core.turns import Turns
+from aggregator.records import Batch
+from edge_runtime.contract.codec import encode
+from edge_runtime.contract.errors import BudgetExceeded, LinkError
+from edge_runtime.contract.ids import DeviceId, SessionId
+from edge_runtime.contract.messages import Ack, Status
+from edge_runtime.contract.topics import Topics
+from edge_runtime.core.backoff import Every
+from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing, Received
+
+POLL_SECONDS: Final = 0.1
+STOP_SECONDS: Final = 2.0
+RECEIVE_MAXIMUM: Final = 1000
+"""Messages that a broker of MQTT 5 sends ahead: what a batch and everybody's turns are chosen from."""
+MAX_LOOKED_AT: Final = 4096
+"""Messages taken from the link for one batch; what a flood sends beyond waits for the next, others' with it."""
+FLOOD_SECONDS: Final = 10.0
+"""The least time between two lines about floods."""
+NAMED_FLOODS: Final = 5
+MAX_ANNOUNCEMENTS: Final = 1000
+
+log = logging.getLogger(__name__)
+
+Senders = frozenset[tuple[DeviceId, SessionId]]
+
+
+class Intake:
+    """One subscription's way into the store.
+
+    ``tell`` is given the batch's statuses before the broker forgets them, and makes them durable. ``note`` is given
+    what each batch came to.
+    """
+
+    def __init__(
+        self,
+        config: IngestConfig,
+        fleet: Topics,
+        link: Link,
+        *,
+        windows: Windows,
+        registry: Registry,
+        tell: Callable[[Iterable[Status], int], object],
+        note: Callable[[Batch], object],
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._topics = fleet
+        self._link = link
+        self._windows = windows
+        self._registry = registry
+        self._tell = tell
+        self._note = note
+        self._wall_ns = wall_ns
+        self._turns: Turns[Received] = Turns(config.device_messages)
+        self._shed: Counter[str] = Counter()
+        self._floods: Counter[str] = Counter()
+        self._flood_line = Every(FLOOD_SECONDS)
+        self._stored = 0
+        self._announcements: deque[Outgoing] = deque(maxlen=MAX_ANNOUNCEMENTS)
+        self._announced: int | None = None
+
+    def start(self) -> None:
+        """Begins to connect."""
+        self._link.start()
+
+    def close(self) -> None:
+        """Ends the connection once what was published is written; what still waits for its turn comes again."""
+        self._link.stop(STOP_SECONDS)
+        log.info("ingested windows=%d", self._stored)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us."""
+        return self._link.connected
+
+    def announce(self, message: Outgoing) -> None:
+        """Publishes, in order, as soon as there is a connection, and again until the broker has it.
+
+        Of more than `MAX_ANNOUNCEMENTS` the oldest is forgotten.
+        """
+        if len(self._announcements) == MAX_ANNOUNCEMENTS:
+            log.error("announcement_forgotten topic=%s waiting=%d", message.topic, MAX_ANNOUNCEMENTS)
+            self._announced = None
+        self._announcements.append(message)
+
+    def _announce(self) -> None:
+        if not self._announcements or self._announced is not None:
+            return
+        try:
+            self._announced = self._link.publish(self._announcements[0])
+        except LinkError:
+            return  # there is no connection; a later step tries again
+        except BudgetExceeded:
+            self._announcements.popleft()
+            log.exception("announcement_refused")
+
+    def step(self, wait_seconds: float = POLL_SECONDS) -> Senders:
+        """Takes in one batch, waiting a moment for the first message; returns whose windows and events were in it."""
+        self._announce()
+        batch = self._take(wait_seconds)
+        shed, self._shed = self._shed, Counter()
+        if not batch and not shed:
+            return frozenset()
+        return self._ingest(batch, shed)
+
+    def _take(self, wait_seconds: float) -> list[Received]:
+        """What has arrived, at most a batch; waits a moment for the first message and not at all for more."""
+        looked_at = 0
+        if self._turns:
+            wait_seconds = 0.0
+        while (room := self._config.batch_messages - len(self._turns)) > 0 and looked_at < MAX_LOOKED_AT:
+            events = self._link.poll_many(min(room, MAX_LOOKED_AT - looked_at), wait_seconds)
+            if not events:
+                break
+            wait_seconds = 0.0
+            for event in events:
+                match event:
+                    case Received():
+                        self._queue(event)
+                        looked_at += 1
+                    case Connected():
+                        log.info("connected identity=aggregator session_present=%s", event.session_present)
+                    case Disconnected():
+                        log.info("disconnected identity=aggregator reason=%r", event.reason)
+                        self._announced = None
+                    case Delivered() if event.token == self._announced:
+                        self._announced = None
+                        message = self._announcements.popleft()
+                        if event.refusal:
+                            log.error("announcement_refused topic=%s reason=%r", message.topic, event.refusal)
+                    case _:
+                        pass
+        return self._turns.take(self._config.batch_messages)
+
+    def _queue(self, message: Received) -> None:
+        """Lets a message wait for its turn, or has the broker forget it: who sent it was not told that it is stored.
+
+        Left to the broker it would stay on the way to us, and once a flood is all that is on the way nobody else comes.
+        """
+        sender = ingest.sender(self._topics, message.topic)
+        if not self._turns.put(sender, message):
+            self._link.acknowledge(message)
+            self._shed[sender] += 1
+
+    def _ingest(self, batch: list[Received], shed: Counter[str]) -> Senders:
+        began = time.monotonic()
+        decoded = ingest.read_all(self._topics, [(message.topic, message.payload) for message in batch])
+        found = {digest: self._registry.info(digest) for digest in ingest.digests(decoded)}
+        plan = ingest.plan(decoded, {digest: info for digest, info in found.items() if info is not None})
+        now_ns = self._wall_ns()
+        stored = None
+        commit_began = time.monotonic()
+        if plan.windows or plan.events or plan.dead:
+            stored = self._windows.append(plan.windows, plan.events, plan.dead, now_ns)
+            self._stored += stored.stored
+        commit_seconds = time.monotonic() - commit_began
+        self._tell(plan.statuses, now_ns)
+        unsaid = self._say(plan.acks) if plan.acks else 0
+        self._link.acknowledge_all(batch)
+        for letter in plan.dead:
+            log.warning(
+                "dead_letter cause=%s topic=%r reason=%r",
+                *(letter.cause, letter.topic[:200], letter.reason[:200]),
+            )
+        self._report_floods(shed)
+        causes = Counter(letter.cause for letter in plan.dead)
+        if stored is not None and stored.overlapping:
+            causes["overlap"] += stored.overlapping
+        self._note(
+            Batch(
+                messages=len(batch),
+                windows=stored.stored if stored else 0,
+                duplicates=stored.duplicates if stored else 0,
+                overlaps=stored.overlapping if stored else 0,
+                events=len(plan.events),
+                statuses=len(plan.statuses),
+                dead=tuple(sorted(causes.items())),
+                acks=len(plan.acks) - unsaid,
+                unsaid=unsaid,
+                shed=sum(shed.values()),
+                seconds=time.monotonic() - began,
+                commit_seconds=None if stored is None else commit_seconds,
+            )
+        )
+        senders = {(w.window.device, w.window.session) for w in plan.windows}
+        return frozenset(senders | {(e.device, e.session) for e in plan.events})
+
+    def _say(self, acks: Sequence[Ack]) -> int:
+        """Publishes acknowledgements; returns how many had to be left: each comes again with its window."""
+        said = self._link.publish_all([(self._topics.ack(ack.device), encode(ack)) for ack in acks])
+        if said < len(acks):
+            log.info("not_published acks=%d of=%d", len(acks) - said, len(acks))
+        return len(acks) - said
+
+    def _report_floods(self, shed: Counter[str]) -> None:
+        self._floods += shed
+        if self._floods and self._flood_line.due(time.monotonic()):
+            worst = " ".join(f"{name or '?'}={n}" for name, n in self._floods.most_common(NAMED_FLOODS))
+            log.warning("flood shed=%d devices=%d worst=%r", self._floods.total(), len(self._floods), worst)
+            self._floods.clear()

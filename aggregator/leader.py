@@ -1,0 +1,316 @@
+"""What one process of a fleet does: who is there, who runs what, what moved, and whether to retrain.
+
+Everything here is written by the leader alone; `aggregator.service` says who that is.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final
+
+from aggregator.adapters.hooks import Hook, HookResult
+from aggregator.adapters.ledger import Ledger
+from aggregator.adapters.registry import Registry
+from aggregator.adapters.signer import Signer
+from aggregator.adapters.windows import Windows
+from aggregator.config import AggregatorConfig
+from aggregator.core import coordinator as core
+from aggregator.core import presence
+from aggregator.core.gates import Evidence
+from aggregator.looks import AlarmEvent
+from aggregator.monitor import Monitor
+from aggregator.records import DeviceRecord, Selection
+from edge_runtime.contract import topics
+from edge_runtime.contract.codec import encode
+from edge_runtime.contract.errors import LinkError
+from edge_runtime.contract.ids import DeviceId, SessionId
+from edge_runtime.contract.messages import Command, Status
+from edge_runtime.contract.topics import Topics
+from edge_runtime.core.backoff import Every
+from edge_runtime.link import Connected, Disconnected, Link, Outgoing
+
+PRUNE_SECONDS: Final = 3600.0
+STORED_SECONDS: Final = 1.0
+DOUBTED_ASKS: Final = 3
+"""How often a device whose presence is in doubt is asked before its silence counts."""
+LATENCY_WINDOWS: Final = 500
+"""Latencies of an arm are read from its newest windows, so that a look at a gate costs the same on any day."""
+
+log = logging.getLogger(__name__)
+
+
+class Leader:
+    """Presence, rollouts, drift and retraining over one link. Owned by the service's loop.
+
+    ``tell`` is given what became of incidents; it must not wait.
+    """
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        link: Link,
+        *,
+        signer: Signer | None,
+        ledger: Ledger,
+        windows: Windows,
+        registry: Registry,
+        wall_ns: Callable[[], int],
+        tell: Callable[[AlarmEvent], None],
+    ) -> None:
+        self._config = config
+        self._link = link
+        self._signer = signer
+        self._ledger = ledger
+        self._windows = windows
+        self._registry = registry
+        self._wall_ns = wall_ns
+        self._topics = Topics(config.fleet)
+        self._rng = random.Random()  # noqa: S311 (no secret)
+        self._monitor = Monitor(config, windows, ledger, registry, tell)
+        self._devices = {record.device: record for record in ledger.devices()}
+        self._coordinator = core.Coordinator(
+            config.fleet,
+            config.rollout,
+            tracks=ledger.tracks(),
+            revisions=ledger.revisions(),
+            devices=self._devices.values(),
+            can_sign=signer is not None,
+        )
+        self._hook = Hook(
+            config.retrain.command,
+            config.state_dir / "retrain",
+            timeout_seconds=config.retrain.timeout_seconds,
+        )
+        self._asked: dict[DeviceId, float] = {}
+        self._rollouts = Every(config.rollout.tick_seconds)
+        self._drift = Every(config.drift.check_seconds)
+        self._prune = Every(PRUNE_SECONDS)
+        self._pruning = False
+        self._ask_stored = Every(STORED_SECONDS)
+        self._questioned = max((number for _, _, number in windows.streams()), default=0)
+        self._resume_hooks()
+        log.info("leads fleet=%s devices=%d", config.fleet, len(self._devices))
+
+    @property
+    def devices(self) -> tuple[DeviceRecord, ...]:
+        """What is known of every device."""
+        return tuple(self._devices.values())
+
+    def step(self) -> None:
+        """Does whatever is due."""
+        self._listen()
+        now = time.monotonic()
+        if self._rollouts.due(now):
+            self._tick()
+        if self._drift.due(now):
+            self._monitor.check(self._devices, self._wall_ns())
+        if self._config.ingest.retention_days and (self._prune.due(now) or self._pruning):
+            before_ns = self._wall_ns() - int(self._config.ingest.retention_days * 86400e9)
+            gone = self._windows.prune(before_ns)  # some of them; the rest follows in the next steps
+            self._pruning = gone > 0
+            if gone:
+                log.info("pruned records=%d", gone)
+
+    def close(self) -> None:
+        """Ends a hook that runs, and says so in the ledger."""
+        ended = self._hook.stop()
+        if ended is not None:
+            self._record(ended, state="interrupted")
+
+    # ── who is there ───────────────────────────────────────────────────────────────────────────────────
+
+    def hear(self, statuses: Iterable[Status], now_ns: int) -> None:
+        """Takes statuses over, durable on return, and decides what follows from them."""
+        for record in self._apply(statuses, now_ns):
+            self._decide(core.StatusSeen(record), now_ns)
+
+    def _apply(self, statuses: Iterable[Status], now_ns: int) -> list[DeviceRecord]:
+        """The records that ``statuses`` changed, in force and durable."""
+        changed: dict[DeviceId, DeviceRecord] = {}
+        for status in statuses:
+            before = self._devices.get(status.device)
+            record = presence.apply(before, status, now_ns)
+            if record is not before:
+                self._devices[status.device] = changed[status.device] = record
+        self._put(changed.values())
+        return list(changed.values())
+
+    def _put(self, records: Iterable[DeviceRecord]) -> None:
+        records = list(records)
+        if records:
+            with self._ledger.transaction():
+                for record in records:
+                    self._ledger.put_device(record)
+
+    def question(self, senders: Iterable[tuple[DeviceId, SessionId]], now_ns: int) -> None:
+        """Asks devices to say who they are when what they send does not fit what is known of them."""
+        for device, session in senders:
+            record = self._devices.get(device)
+            if record is None or not record.online:
+                self._rebirth(device)
+            elif record.session == session:
+                self._devices[device] = presence.heard(record, now_ns)
+
+    def question_stored(self, now_ns: int) -> None:
+        """`question` about whatever any process has stored since the last time."""
+        if not self._ask_stored.due(time.monotonic()):
+            return
+        streams = self._windows.streams()
+        for _, device, number in streams:
+            record = self._devices.get(device)
+            if number <= self._questioned:
+                continue
+            if record is None or not record.online:
+                self._rebirth(device)
+            else:
+                self._devices[device] = replace(record, last_seen_ns=now_ns)
+        self._questioned = max((number for _, _, number in streams), default=0)
+
+    def _rebirth(self, device: DeviceId) -> None:
+        now = time.monotonic()
+        if now < self._asked.get(device, -1e9) + self._config.ingest.rebirth_seconds:
+            return
+        self._asked[device] = now
+        command = Command(device=device, name="rebirth", correlation=f"{self._rng.getrandbits(64):016x}")
+        log.info("rebirth_asked device=%s", device)
+        self._say(Outgoing(self._topics.command(device), encode(command), topics.COMMAND))
+
+    # ── rollouts ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _listen(self) -> None:
+        while (event := self._link.poll(0.0)) is not None:
+            match event:
+                case Connected():
+                    log.info("connected identity=coordinator")
+                    self._decide(core.Connected(), self._wall_ns())
+                case Disconnected():
+                    log.info("disconnected identity=coordinator reason=%r", event.reason)
+                case _:
+                    pass
+
+    def _tick(self) -> None:
+        now_ns = self._wall_ns()
+        self._settle_presence(now_ns)
+        for request in self._ledger.pending():
+            candidate = core.candidate_of(request)
+            info = self._registry.info(candidate, now=True) if candidate is not None else None
+            artifact = info.manifest.name if info is not None else None
+            self._decide(core.RequestSeen(request, artifact), now_ns)
+        evidence = {ask.rollout: self._evidence(ask) for ask in self._coordinator.asks}
+        self._decide(core.Tick(evidence), now_ns)
+        self._run_hooks()
+
+    def _settle_presence(self, now_ns: int) -> None:
+        patience_ns = int(DOUBTED_ASKS * self._config.ingest.rebirth_seconds * 1e9)
+        silent = []
+        for record in self._devices.values():
+            if record.doubted_ns:
+                self._rebirth(record.device)
+                settled = presence.settle(record, now_ns, patience_ns)
+                if settled is not record:
+                    silent.append(settled)
+        self._devices.update((record.device, record) for record in silent)
+        self._put(silent)
+        for record in silent:
+            self._decide(core.StatusSeen(record), now_ns)
+
+    def _evidence(self, ask: core.Ask) -> Evidence:
+        arms = [Selection(digest=ask.candidate, devices=ask.devices, since_ns=ask.candidate_since_ns)]
+        if ask.incumbent is not None:
+            arms.append(Selection(digest=ask.incumbent, devices=ask.devices, since_ns=ask.incumbent_since_ns))
+        totals = [self._windows.totals(arm) for arm in arms]
+        latency = [self._windows.latency(replace(arm, last=LATENCY_WINDOWS)) for arm in arms]
+        if ask.incumbent is None:
+            return Evidence(candidate=totals[0], candidate_latency=latency[0])
+        return Evidence(
+            candidate=totals[0],
+            control=totals[1],
+            candidate_latency=latency[0],
+            control_latency=latency[1],
+        )
+
+    def _decide(self, event: core.Event, now_ns: int) -> None:
+        """Hands the event to the coordinator and performs its actions: save in one transaction, then publish."""
+        actions = self._coordinator.handle(event, now_ns)
+        kept = [action for action in actions if not isinstance(action, core.Publish)]
+        if kept:
+            with self._ledger.transaction():
+                for change in kept:
+                    self._keep(change)
+        for action in actions:
+            match action:
+                case core.Audit(e):
+                    log.info("audit what=%r who=%r rollout=%s why=%r", e.what, e.who, e.rollout, e.why)
+                case core.Publish():
+                    self._publish(action)
+                case _:
+                    pass
+
+    def _keep(self, action: core.Kept) -> None:
+        match action:
+            case core.Save():
+                self._ledger.put_track(action.track)
+            case core.Audit():
+                self._ledger.put_audit(action.entry)
+            case core.Answer():
+                self._ledger.put_answer(action.number, accepted=action.accepted, reason=action.reason)
+
+    def _publish(self, action: core.Publish) -> None:
+        release = action.release
+        if self._signer is None:
+            log.error(
+                "release_unsigned model=%s revision=%d: set director_key", release.model, release.revision
+            )
+            return
+        payload = encode(self._signer.sign(release))
+        topic = self._topics.release(release.cohort, release.model)
+        log.info(
+            "release cohort=%s model=%s rollout=%s revision=%d threshold=%d",
+            *(release.cohort, release.model, release.rollout, release.revision, release.threshold),
+        )
+        self._say(Outgoing(topic, payload, topics.RELEASE))
+
+    def _say(self, message: Outgoing) -> None:
+        """Publishes, or leaves it: commands are given again, releases with the connection."""
+        try:
+            self._link.publish(message)
+        except LinkError as e:
+            log.info("not_published topic=%s reason=%r", message.topic, str(e))
+
+    # ── retraining ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _resume_hooks(self) -> None:
+        """A hook that ran when the service died is not run again: nobody knows how far it came."""
+        for number, _ in self._ledger.retrains("running"):
+            self._ledger.move_retrain(
+                number,
+                "interrupted",
+                output="the aggregator ended while the hook ran",
+                ended_ns=self._wall_ns(),
+            )
+            log.warning("hook_interrupted request=%d", number)
+
+    def _run_hooks(self) -> None:
+        result = self._hook.poll()
+        if result is not None:
+            self._record(result, state="failed" if result.exit_code else "done")
+        if self._hook.busy or not self._config.retrain.command:
+            return
+        for number, document in self._ledger.retrains("waiting")[:1]:
+            self._ledger.move_retrain(number, "running")
+            log.info("hook_started request=%d", number)
+            result = self._hook.start(number, document)
+            if result is not None:
+                self._record(result, state="failed")
+
+    def _record(self, result: HookResult, *, state: str) -> None:
+        self._ledger.move_retrain(
+            result.number,
+            state,
+            exit_code=result.exit_code,
+            output=result.output,
+            ended_ns=self._wall_ns(),
+        )
+        log.info("hook_ended request=%d state=%s exit_code=%d", result.number, state, result.exit_code)

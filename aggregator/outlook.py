@@ -1,0 +1,54 @@
+"""The fleet at one moment, asked of the stores for whoever shows it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from aggregator.records import DeviceRecord, Outlook, Selection
+from aggregator.stores import LedgerStore, WindowStore
+
+QUANTILES: Final = (0.5, 0.9, 0.99)
+LATENCY_WINDOWS: Final = 200
+MAX_MODELS: Final = 50
+"""Models are named by releases, so by people; beyond this many the rest has no latency on the page."""
+MAX_ROWS: Final = 10_000
+"""Of open incidents, verdicts and requests, the newest."""
+
+
+def outlook(
+    ledger: LedgerStore,
+    windows: WindowStore,
+    devices: Iterable[DeviceRecord],
+    *,
+    now_ns: int,
+    silent_seconds: float,
+) -> Outlook:
+    """Counts what stands; takes milliseconds, whatever the stores hold."""
+    records = tuple(devices)
+    heard_ns = now_ns - int(silent_seconds * 1e9)
+    online = [record for record in records if record.online]
+    tracks = ledger.tracks()
+    incidents = Counter(
+        (str(row["kind"]), str(row["severity"])) for row in ledger.table("open_incidents", MAX_ROWS)
+    )
+    verdicts = Counter((str(row["kind"]), str(row["outcome"])) for row in ledger.table("verdicts", MAX_ROWS))
+    latency = []
+    for model in sorted({track.model for track in tracks})[:MAX_MODELS]:
+        histogram = windows.latency(Selection(model=model, last=LATENCY_WINDOWS))
+        if histogram.count:
+            latency += [(model, q, histogram.quantile_ns(q)) for q in QUANTILES]
+    return Outlook(
+        known=len(records),
+        online=len(online),
+        silent=sum(record.last_seen_ns < heard_ns for record in online),
+        store=windows.figures(),
+        verdicts=tuple((kind, outcome, n) for (kind, outcome), n in sorted(verdicts.items())),
+        incidents=tuple((kind, severity, n) for (kind, severity), n in sorted(incidents.items())),
+        retrains=_counted(str(row["state"]) for row in ledger.table("retrains", MAX_ROWS)),
+        rollouts=_counted(track.rollout.state for track in tracks if track.rollout is not None),
+        latency=tuple(latency),
+    )
+
+
+def _counted(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(names).items()))

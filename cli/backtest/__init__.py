@@ -1,0 +1,1 @@
+"""`skiff backtest`: raw rows through the device's own windowing and the aggregator's own engine."""

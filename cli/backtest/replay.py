@@ -1,0 +1,254 @@
+"""Raw rows as the windows that the devices would have sent, by the device's own engine, checks, cells and deadlines."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.core import slicing
+from aggregator.looks import Reading, Slice
+from cli.backtest.table import UNLABELLED, Table
+from edge_runtime.config.keys import SECTIONS
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.profile import Binner
+from edge_runtime.core.windowing import WindowPolicy, close_window, open_window
+from edge_runtime.engine import Engine
+from edge_runtime.schema import Schema
+
+_WINDOW: Final = {
+    key.name: key for section in SECTIONS if section.name == "window" for key in section.keys
+}  # of a device's configuration
+_UNITS: Final = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
+_ALLOWED: Final = "give rows:N (N rows of a device each), or a time like 90s, 15m, 1h, at most 1d"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EveryRows:
+    """A window ends with every so many rows of a device, whether the model answers them or not."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class EveryPeriod:
+    """A window ends with the period in UTC, as `edge_runtime.core.windowing` has it."""
+
+    policy: WindowPolicy
+
+
+Rule = EveryRows | EveryPeriod
+
+
+def parse_window(text: str) -> Rule:
+    """``rows:1000``, ``90s``, ``15m``, ``1h`` or ``1d``; raises `ConfigError`."""
+    rows = re.fullmatch(r"rows:([1-9]\d{0,9})", text, re.ASCII)
+    if rows:
+        return EveryRows(int(rows[1]))
+    period = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII)
+    if not period:
+        raise ConfigError(f"--window {text!r}: {_ALLOWED}")
+    period_ns = round(float(period[1]) * _UNITS[period[2]])
+    seconds = _WINDOW["seconds"]
+    if not seconds.low <= period_ns / 1e9 <= seconds.high:
+        raise ConfigError(
+            f"--window {text!r}: a device's window lasts from {seconds.low:g} to {seconds.high:g} seconds"
+        )
+    return EveryPeriod(WindowPolicy(period_ns=period_ns, min_rows=int(_WINDOW["min_rows"].default or 1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The slices that a fleet's judge looks at, how many rows the windows hold, and what became of the others."""
+
+    slices: tuple[Slice, ...]
+    rows: int
+    refused: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+
+def replay(engine: Engine, table: Table, rule: Rule, progress: Progress | None = None) -> Replay:
+    """The fleet's slices, oldest first; raises what `Engine.run` raises."""
+    windows, left = replay_devices(engine, table, rule, progress)
+    notes = []
+    if isinstance(rule, EveryRows):
+        slices, others = slicing.by_count(windows)
+        if others:
+            notes.append(
+                f"{len(others)} of {len(windows)} devices have many more or fewer windows than the others "
+                f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''}): theirs are merged by time"
+            )
+    else:
+        slices = slicing.by_period(windows, rule.policy.period_ns)
+    if left:
+        notes.append(f"{left} rows at the end of devices' streams are too few for another window: left out")
+    refused: Counter[str] = Counter()
+    for found in windows.values():
+        for reading in found:
+            refused.update(dict(reading.refused))
+    if refused:
+        reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(refused.items()))
+        notes.append(f"{sum(refused.values())} rows are ones that the model refuses ({reasons})")
+    return Replay(
+        slices=slices,
+        rows=sum(reading.profile.rows for found in windows.values() for reading in found),
+        refused=tuple(sorted(refused.items())),
+        notes=tuple(notes),
+    )
+
+
+def replay_devices(
+    engine: Engine, table: Table, rule: Rule, progress: Progress | None = None
+) -> tuple[dict[DeviceId, tuple[Reading, ...]], int]:
+    """Every device's windows, oldest first, and how many rows came after the last window of their device.
+
+    Rows of a device are taken by time, those of the same time in the file's order.
+    """
+    order = np.argsort(table.device, kind="stable")
+    ends = np.cumsum(np.bincount(table.device, minlength=len(table.devices)))
+    parts = np.split(order, ends[:-1])
+    fleet = _Fleet(engine, table, rule)
+    windows: dict[DeviceId, tuple[Reading, ...]] = {}
+    left = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and ONNX Runtime let go of the interpreter
+        streams = pool.map(fleet.windows, table.devices, parts)
+        for done, (device, (found, rest)) in enumerate(zip(table.devices, streams, strict=True), 1):
+            windows[device], left = found, left + rest
+            if progress is not None:
+                progress("rows through the model", done, len(parts))
+    return windows, left
+
+
+class _Window(NamedTuple):
+    """Rows ``start`` up to but not including ``stop`` of one device."""
+
+    start: int
+    stop: int
+    start_ns: int
+    end_ns: int
+
+
+class _Answered(NamedTuple):
+    """One device's rows after the model: n came, m were answered.
+
+    ``kept`` (n,) says which; ``rows`` (m, F), ``labels`` (m,) and ``scores`` (m, C) are theirs, ``labels`` 0 where the
+    model has not exactly one. ``refused`` has a mask (n,) for each reason.
+    """
+
+    kept: NDArray[np.bool_]
+    rows: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    refused: dict[str, NDArray[np.bool_]]
+
+
+class _Fleet:
+    """What all devices have in common."""
+
+    def __init__(self, engine: Engine, table: Table, rule: Rule) -> None:
+        self._engine, self._table, self._rule = engine, table, rule
+        self._schema = Schema(engine.info.manifest.features, engine.info.manifest.input_dtype)
+
+    def windows(self, device: DeviceId, rows: NDArray[np.int64]) -> tuple[tuple[Reading, ...], int]:
+        """The windows of the ``device`` that the table's ``rows`` (n,) are of, and how many of these come after."""
+        table, info = self._table, self._engine.info
+        times_ns = table.times_ns[rows]
+        if (np.diff(times_ns) < 0).any():
+            by_time = np.argsort(times_ns, kind="stable")
+            rows, times_ns = rows[by_time], times_ns[by_time]
+        found = self._answer(rows)
+        truth = None if table.truth is None else table.truth[rows][found.kept]
+        binner = Binner(info.reference.spec, probabilities=info.manifest.probabilities)
+        before = np.concatenate([[0], np.cumsum(found.kept)])
+        readings = []
+        stop = 0
+        for window in _windows(times_ns, before, self._rule):
+            stop = window.stop
+            part = slice(int(before[window.start]), int(before[stop]))
+            binner.observe(found.rows[part], found.labels[part], found.scores[part])
+            known = np.empty(0, np.int64) if truth is None else truth[part]
+            reasons = [(why, int(mask[window.start : stop].sum())) for why, mask in found.refused.items()]
+            readings.append(
+                Reading(
+                    device=device,
+                    profile=binner.take(),
+                    start_ns=window.start_ns,
+                    end_ns=window.end_ns,
+                    labelled=int((known != UNLABELLED).sum()),
+                    correct=int((known == found.labels[part][: len(known)]).sum()),
+                    refused=tuple(sorted((why, n) for why, n in reasons if n)),
+                )
+            )
+        return tuple(readings), len(rows) - stop
+
+    def _answer(self, rows: NDArray[np.int64]) -> _Answered:
+        """Checks and predicts as `edge_runtime.runtime.Runtime` does, every row on its own."""
+        packed = self._table.values[:, rows].T
+        refused = {why: mask[rows] for why, mask in self._table.refused.items()}
+        kept = _none_of(refused, len(rows))
+        for why, mask in self._schema.refused(packed).items():
+            refused[why] = refused.get(why, np.zeros(len(rows), np.bool_)) | (mask & kept)
+        kept = _none_of(refused, len(rows))
+        clean = packed if kept.all() else packed[kept]
+        labels, scores = self._engine.run(clean)
+        if labels is None or labels.ndim > 1:
+            labels = np.zeros(len(clean), np.int64)
+        silent = np.isnan(scores).any(axis=1)
+        if silent.any() and not self._engine.info.manifest.undefined:
+            refused["undefined"] = np.zeros(len(rows), np.bool_)
+            refused["undefined"][kept] = silent
+            kept &= ~refused["undefined"]
+            clean, labels, scores = clean[~silent], labels[~silent], scores[~silent]
+        return _Answered(kept, clean, labels, scores, refused)
+
+
+def _none_of(masks: dict[str, NDArray[np.bool_]], rows: int) -> NDArray[np.bool_]:
+    free = np.ones(rows, np.bool_)
+    for mask in masks.values():
+        free &= ~mask
+    return free
+
+
+def _windows(times_ns: NDArray[np.int64], before: NDArray[np.int64], rule: Rule) -> Iterator[_Window]:
+    """Where one device's windows begin and end; ``before`` (n + 1,) counts the answered rows before each row."""
+    if isinstance(rule, EveryRows):
+        for start in range(0, len(times_ns) - rule.rows + 1, rule.rows):
+            stop = start + rule.rows
+            yield _Window(start, stop, int(times_ns[start]), int(times_ns[stop - 1]))
+        return
+    start, now_ns = 0, int(times_ns[0])
+    while start < len(times_ns):
+        window = open_window(rule.policy, wall_ns=now_ns, mono_ns=now_ns, synced=True)
+        stop, now_ns = _close(times_ns, before, start, window.due_mono_ns, rule.policy.min_rows)
+        if stop > len(times_ns):
+            return
+        span = close_window(window, wall_ns=now_ns, mono_ns=now_ns, synced=True)
+        yield _Window(start, stop, span.start_ns, span.end_ns)
+        start = stop
+
+
+def _close(
+    times_ns: NDArray[np.int64], before: NDArray[np.int64], start: int, due_ns: int, min_rows: int
+) -> tuple[int, int]:
+    """The row before which the window closes, beyond the last one if never, and when.
+
+    The device looks when the window is due, and then with every row: it closes with rows enough, or with refused ones
+    alone.
+    """
+    seen = int(before[start])
+    stop = int(np.searchsorted(times_ns, due_ns))
+    answered = int(before[stop]) - seen
+    if answered >= min_rows or (stop > start and not answered):
+        return stop, due_ns
+    if stop == start and stop < len(times_ns) and before[stop + 1] == seen:
+        return stop + 1, int(times_ns[stop])
+    stop = int(np.searchsorted(before, seen + min_rows))
+    return stop, int(times_ns[min(stop, len(times_ns)) - 1])

@@ -1,0 +1,482 @@
+"""What any telemetry store must do: the kit that every implementation of `aggregator.stores.WindowStore` passes.
+
+A test class derives from `WindowKit` and gives the fixture ``places``: each call names a new place, and what it returns
+opens the store there again and again. The stores keep `LETTERS` dead letters.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aggregator.records import Arrival, DeadLetter, DeviceTotals, Selection
+from aggregator.stores import StoreError, WindowStore
+from edge_runtime.contract.codec import encode
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.ids import DeviceId, ModelName
+from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.messages import Event, Window
+from edge_runtime.contract.profile import empty_profile, merge_all
+from tests.support.fleet import (
+    DAY,
+    NOW,
+    OTHER_SESSION,
+    SECOND,
+    SPEC,
+    A,
+    B,
+    C,
+    event,
+    make_spec,
+    window,
+)
+
+LETTERS: Final = 5
+LETTER_BYTES: Final = 16 * 1024
+OTHER: Final = ModelName("other")
+Opener = Callable[..., WindowStore]
+
+
+def arrival(w, *, judged=True):
+    return Arrival(window=w, payload=encode(w), judged=judged)
+
+
+def put(store, *windows, judged=True, at=NOW):
+    return store.append([arrival(w, judged=judged) for w in windows], [], [], at)
+
+
+def merged(store, **conditions):
+    found = store.profiles(Selection(**conditions))
+    assert len(found) <= 1
+    return found[0] if found else empty_profile(SPEC, probabilities=True)
+
+
+def prune(store, before_ns):
+    """Until there is nothing left to prune; how much went."""
+    gone = 0
+    while found := store.prune(before_ns):
+        gone += found
+    return gone
+
+
+def of_other(w):
+    """The same window, of another model of the device."""
+    return replace(w, model=OTHER, digest=B)
+
+
+def once(arrivals):
+    """What the windows come to, each counted once: totals without times, the profile, the latencies."""
+    found: dict[tuple[str, str], Any] = {}
+    for w in arrivals:
+        t = found.setdefault((w.device, w.digest), np.zeros(10))
+        n, c = w.labelled, w.correct
+        refused = sum(k for _, k in w.refused)
+        t += (w.windows, w.profile.rows, w.failed, refused, n, c, len(encode(w)), n * n, c * n, c * c)
+    latency = LatencyHistogram()
+    for w in arrivals:
+        latency = latency.merge(w.latency)
+    return (
+        {key: t.tolist() for key, t in found.items()},
+        merge_all(SPEC, [w.profile for w in arrivals], probabilities=True),
+        latency,
+    )
+
+
+def counted(store):
+    """The same, as the store tells it."""
+
+    def numbers(t: DeviceTotals) -> list[float]:
+        counts = (t.windows, t.rows, t.failed, t.refused, t.labelled, t.correct, t.wire_bytes)
+        return [*map(float, counts), t.labelled_squares, t.products, t.correct_squares]
+
+    totals = {(t.device, t.digest): numbers(t) for t in store.totals(Selection())}
+    return totals, merged(store), store.latency(Selection())
+
+
+def session_of(device, session):
+    """What a device sends in one session: windows of two models in turn, events between, some windows merged."""
+    found: list[Window | Event] = []
+    for seq in range(12):
+        n = len(found) + sum(device.encode())
+        w = window(
+            device,
+            seq,
+            session=session,
+            labelled=n,
+            correct=n // 2,
+            failed=seq % 2,
+            refused=(("width", seq),),
+        )
+        if seq in (4, 9):
+            found.append(replace(event(device, seq), session=session))
+        elif seq == 11:
+            continue
+        elif seq == 10:
+            found.append(replace(w, seq=11, seq_lo=10, windows=2))
+        else:
+            found.append(of_other(w) if seq % 3 == 0 else w)
+    return found
+
+
+SENT: Final = [
+    *session_of("dev-1", "00000000000000aa"),
+    *session_of("dev-2", "00000000000000aa"),
+]
+
+
+class WindowKit:
+    """The tests; derive from it and give ``places``."""
+
+    @pytest.fixture
+    def places(self) -> Callable[[], Opener]:
+        """Each call makes a new place and returns what opens the store there, as a writer or ``read_only``."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def opened(self, places):
+        return places()
+
+    @pytest.fixture
+    def store(self, opened):
+        made = opened()
+        yield made
+        made.close()
+
+    def test_a_duplicate_is_counted_as_one_and_changes_nothing(self, store):
+        w = window()
+        assert put(store, w).stored == 1
+        again = put(store, w, w)
+        assert (again.stored, again.duplicates) == (0, 2)
+        assert merged(store) == w.profile
+        assert store.figures().duplicates_rejected == 2
+        assert store.figures().windows == 1
+
+    def test_sessions_and_devices_count_apart(self, store):
+        put(store, window("dev-1", 1), window("dev-2", 1), window("dev-1", 1, session=OTHER_SESSION))
+        assert merged(store).rows == 60
+
+    @pytest.mark.parametrize(("lo", "hi"), [(2, 4), (1, 9), (4, 9), (4, 4), (5, 5)])
+    def test_a_merged_record_that_overlaps_a_stored_one_is_not_counted_twice(self, store, lo, hi):
+        put(store, window(seq=5, seq_lo=3))
+        found = put(store, window(seq=hi, seq_lo=lo))
+        assert (found.stored, found.duplicates, found.overlapping) == (0, 0, 1)
+        assert merged(store).rows == 20
+        assert "overlap the stored 3 to 5" in store.dead_letters()[0]["reason"]
+
+    @pytest.mark.parametrize(("lo", "hi"), [(1, 2), (6, 9), (6, 6)])
+    def test_records_that_touch_but_do_not_overlap_are_both_counted(self, store, lo, hi):
+        put(store, window(seq=5, seq_lo=3))
+        assert put(store, window(seq=hi, seq_lo=lo)).stored == 1
+
+    def test_a_merged_record_counts_as_the_windows_it_holds(self, store):
+        put(store, window(seq=5, seq_lo=3, windows=3), window(seq=6))
+        assert store.figures().windows == 4
+        (totals,) = store.totals(Selection())
+        assert (totals.windows, totals.rows) == (4, 40)
+        assert store.block(A, DeviceId("dev-1"), 0, rows=40, seconds=20).reading.windows == 4
+        put(store, window(seq=5, seq_lo=3, windows=3))
+        assert store.figures().windows == 4
+
+    def test_totals_by_device_and_filter(self, store):
+        put(store, window("dev-1", 1, labelled=10, correct=7, refused=(("width", 2),), failed=1))
+        put(store, window("dev-1", 2, labelled=5, correct=5), at=NOW + SECOND)
+        put(store, window("dev-2", 1, model=B), at=NOW + 2 * SECOND)
+        first, second = store.totals(Selection())
+        assert (first.device, first.windows, first.rows, first.labelled, first.correct) == (
+            "dev-1",
+            2,
+            40,
+            15,
+            12,
+        )
+        assert (first.refused, first.failed, first.rss_bytes, first.peak_rss_bytes) == (2, 1, 1002, 2002)
+        assert (first.first_ns, first.last_ns) == (NOW, NOW + SECOND)
+        assert (second.device, second.digest) == ("dev-2", B)
+        assert [t.device for t in store.totals(Selection(digest=A))] == ["dev-1"]
+        assert [t.windows for t in store.totals(Selection(since_ns=NOW + SECOND))] == [1, 1]
+        assert [t.windows for t in store.totals(Selection(until_ns=NOW + SECOND))] == [1]
+        assert [t.device for t in store.totals(Selection(devices=(DeviceId("dev-2"),)))] == ["dev-2"]
+        assert store.totals(Selection(devices=())) == ()
+        assert [t.device for t in store.totals(Selection(last=1))] == ["dev-2"]
+
+    def test_profiles_latency_and_sizes_by_filter(self, store):
+        windows = [window(seq=seq, latency_ns=1000 * seq) for seq in range(1, 6)]
+        put(store, *windows)
+        assert merged(store, last=2) == windows[3].profile.merge(windows[4].profile)
+        latency = LatencyHistogram()
+        for w in windows:
+            latency = latency.merge(w.latency)
+        assert store.latency(Selection()) == latency
+        sizes = sorted(len(encode(w)) for w in windows)
+        assert store.wire_bytes(Selection()) == sizes[2]
+        assert store.wire_bytes(Selection(), 0.0) == sizes[0]
+        assert store.wire_bytes(Selection(), 1.0) == sizes[-1]
+        assert store.wire_bytes(Selection(digest=C)) == 0
+        assert list(store.windows(Selection())) == windows
+
+    def test_profiles_of_different_layouts_are_not_merged(self, store):
+        other = make_spec(seed=7)
+        odd = replace(window(seq=2).profile, layout=other.layout)
+        put(store, window(seq=1), window(seq=2, profile=odd))
+        assert {p.layout for p in store.profiles(Selection())} == {SPEC.layout, other.layout}
+
+    def test_a_block_takes_the_newest_windows_until_it_covers_the_horizon(self, store):
+        windows = [
+            window(
+                seq=seq,
+                labelled=seq,
+                correct=1,
+                refused=(("width", seq), ("unseen", 1)),
+                start_ns=NOW + seq * SECOND,
+            )
+            for seq in range(1, 6)
+        ]
+        put(store, *windows, window("dev-2", 1))
+        block = store.block(A, DeviceId("dev-1"), 0, rows=45, seconds=0)
+        reading = block.reading
+        assert (reading.device, reading.windows, reading.profile.rows) == ("dev-1", 3, 60)
+        assert (reading.labelled, reading.correct, reading.refused) == (12, 3, (("unseen", 3), ("width", 12)))
+        assert (reading.start_ns, reading.end_ns) == (NOW + 3 * SECOND, NOW + 15 * SECOND)
+        assert (block.first, block.last, block.seconds) == (3, 5, 30.0)
+        assert reading.profile == windows[2].profile.merge(windows[3].profile).merge(windows[4].profile)
+        assert store.block(A, DeviceId("dev-1"), 0, rows=1, seconds=45.0).reading.windows == 5
+        assert store.block(A, DeviceId("dev-1"), 4, rows=20, seconds=0).reading.windows == 1
+        assert store.block(A, DeviceId("dev-1"), 4, rows=21, seconds=0) is None
+        assert store.pending(A, DeviceId("dev-1"), 3) == (40, 20.0, NOW)
+        assert store.pending(A, DeviceId("dev-1"), 5) == (0, 0.0, 0)
+
+    def test_streams_names_the_newest_window_of_each_device(self, store):
+        put(store, window("dev-1", 1), window("dev-2", 1), window("dev-1", 2))
+        assert store.streams() == ((A, DeviceId("dev-1"), 3), (A, DeviceId("dev-2"), 2))
+
+    def test_an_unjudged_window_is_judged_when_its_artifact_is_known(self, store):
+        honest, odd = window(seq=1), window(seq=2, profile=replace(window(seq=2).profile, rows=21))
+        put(store, honest, odd, judged=False)
+        assert store.unjudged() == (A,)
+        assert store.block(A, DeviceId("dev-1"), 0, rows=1, seconds=0) is None
+        assert merged(store, last=2).rows == 41  # telemetry is data, also before it is judged
+
+        assert store.settle(A, lambda profile: profile.check(SPEC)) == (1, 1)
+        assert store.settle(A, lambda profile: profile.check(SPEC)) == (0, 0)
+        assert store.unjudged() == ()
+        assert merged(store) == honest.profile
+        assert store.figures().rejected == 1
+        assert store.block(A, DeviceId("dev-1"), 0, rows=1, seconds=0).reading.profile.rows == 20
+        assert put(store, odd).duplicates == 1  # a rejected window stays known
+
+    def test_events_are_kept_once(self, store):
+        store.append([], [event(seq=1), event(seq=1), event(seq=2, name="trial")], [], NOW)
+        assert [e["name"] for e in store.events()] == ["trial", "started"]
+        assert store.figures().duplicates_rejected == 1
+
+    def test_dead_letters_are_bounded_and_repeats_are_counted(self, store):
+        letters = [DeadLetter(f"topic-{i}", b"x" * (LETTER_BYTES + 1), "why") for i in range(8)]
+        store.append([], [], [*letters, letters[-1], letters[-1]], NOW)
+        kept = store.dead_letters()
+        assert [k["topic"] for k in kept] == ["topic-7", "topic-6", "topic-5", "topic-4", "topic-3"]
+        assert kept[0]["times"] == 3
+        assert len(kept[0]["payload"]) == LETTER_BYTES
+        assert kept[0]["length"] == LETTER_BYTES + 1
+        assert store.figures().dead_letters == 5
+        assert store.figures().dead_letters_ever == 10
+
+    def test_the_largest_honest_counts_add_up(self, store):
+        huge = 1 << 32
+        for seq in range(4):
+            put(store, window(seq=seq, labelled=huge, correct=huge))
+        assert store.totals(Selection())[0].labelled == 4 * huge
+        assert np.iinfo(np.int64).max > 4 * huge
+
+    # ── reading and writing ────────────────────────────────────────────────────────────────────────────
+
+    def test_a_reader_sees_what_was_committed_and_cannot_write(self, opened):
+        with pytest.raises(ConfigError, match="no such store yet"):
+            opened(read_only=True)
+        store = opened()
+        put(store, window(seq=1))
+        reader = opened(read_only=True)
+        assert reader.figures().windows == 1
+        with pytest.raises(StoreError, match=r"read-?only"):
+            put(reader, window(seq=2))
+        reader.close()
+        put(store, window(seq=3))
+        store.close()
+        again = opened()
+        assert put(again, window(seq=1), window(seq=3)).duplicates == 2
+        again.close()
+
+    def test_a_batch_is_stored_whole_or_not_at_all(self, store):
+        beyond = window(seq=2, labelled=1 << 70)
+        with pytest.raises((StoreError, OverflowError)):
+            store.append(
+                [Arrival(window=w, payload=b"", judged=True) for w in (window(), beyond)], [], [], NOW
+            )
+        assert store.figures().windows == 0
+        assert store.totals(Selection()) == ()
+        assert put(store, window()).stored == 1
+
+    # ── the numbers of a session ───────────────────────────────────────────────────────────────────────
+
+    def test_a_record_of_one_model_may_span_numbers_of_another(self, store):
+        merged_record = window(seq=5, seq_lo=1, windows=3)
+        others = [of_other(window(seq=seq)) for seq in (2, 4)]
+        assert put(store, others[0], merged_record, others[1]).stored == 3
+        assert merged(store).rows == 60
+        assert prune(store, NOW + 1) == 3
+        late = of_other(window(seq=3))  # inside the merged record's span, which is not accounted for
+        assert put(store, late, *others, merged_record).duplicates == 3
+        assert merged(store).rows == 80
+
+    def test_no_two_windows_have_one_number_whatever_their_models(self, store):
+        put(store, window(seq=5))
+        found = put(store, of_other(window(seq=5)), of_other(window(seq=5, seq_lo=3)))
+        assert (found.stored, found.duplicates, found.overlapping) == (0, 0, 2)
+        assert "the number is a window's of 'tiny'" in store.dead_letters()[0]["reason"]
+        assert put(store, of_other(window(seq=6))).stored == 1
+
+    # ── retention ──────────────────────────────────────────────────────────────────────────────────────
+
+    def test_pruning_keeps_every_answer_but_the_windows_themselves(self, store):
+        windows = [
+            window(
+                "dev-1",
+                seq,
+                labelled=seq,
+                correct=1,
+                failed=1,
+                refused=(("width", 2),),
+                latency_ns=1000 * seq,
+            )
+            for seq in range(1, 4)
+        ]
+        for i, w in enumerate(windows):
+            put(store, w, at=NOW + i * DAY // 2)
+        store.append([], [event(seq=9)], [], NOW)
+        before = (counted(store), store.totals(Selection()), store.figures(), store.streams())
+        assert prune(store, NOW + DAY) == 3
+        assert [w.seq for w in store.windows(Selection())] == [3]
+        assert store.events() == ()
+        after = (counted(store), store.totals(Selection()), store.figures(), store.streams())
+        assert after == (*before[:2], replace(before[2], events=0), before[3])
+        assert prune(store, NOW + 9 * DAY) == 1  # into the roll-up of the second
+        assert list(store.windows(Selection())) == []
+        assert (counted(store), store.totals(Selection())) == before[:2]
+
+    def test_what_was_rolled_up_is_refused_when_it_comes_again(self, store):
+        put(store, *(window(seq=seq) for seq in (1, 2, 3)), window(seq=7, seq_lo=5))
+        store.append([], [event(seq=4)], [], NOW)
+        prune(store, NOW + 1)
+        again = put(store, *(window(seq=seq) for seq in (3, 1, 2)), window(seq=7, seq_lo=5))
+        assert (again.stored, again.duplicates) == (0, 4)
+        assert store.append([], [event(seq=4)], [], NOW).duplicates == 1
+        found = put(store, window(seq=8, seq_lo=7), window(seq=5, seq_lo=4))
+        assert found.overlapping == 2
+        assert "rolled up: counted once already" in store.dead_letters()[0]["reason"]
+        assert put(store, window(seq=8), window(seq=4)).stored == 2
+        assert merged(store).rows == 6 * 20
+
+    def test_numbers_go_on_when_everything_was_rolled_up(self, store):
+        """Looks remember numbers: one that came twice would never be looked at."""
+        put(store, window(seq=1), window(seq=2))
+        ((_, _, newest),) = store.streams()
+        prune(store, NOW + 1)
+        put(store, window(seq=3))
+        ((_, _, later),) = store.streams()
+        assert later > newest
+        assert store.pending(A, DeviceId("dev-1"), newest)[0] == 20
+        assert store.block(A, DeviceId("dev-1"), newest, rows=1, seconds=0).reading.profile.rows == 20
+
+    def test_roll_ups_are_selected_by_day_and_key(self, store):
+        put(store, window("dev-1", 1), window("dev-2", 1, model=B), at=NOW)
+        put(store, window("dev-1", 2), at=NOW + 2 * DAY)
+        put(store, window("dev-1", 4), at=NOW + 2 * DAY + 3600 * SECOND)  # on the same day
+        put(store, window("dev-1", 3), at=NOW + 9 * DAY)
+        prune(store, NOW + 5 * DAY)
+        assert [(t.device, t.rows) for t in store.totals(Selection(digest=A))] == [("dev-1", 80)]
+        assert merged(store, devices=(DeviceId("dev-2"),)).rows == 20
+        assert merged(store, since_ns=NOW + DAY).rows == 60
+        assert merged(store, until_ns=NOW + DAY).rows == 40
+        assert merged(store, since_ns=NOW + 1, until_ns=NOW + 2 * DAY).rows == 0
+        assert merged(store, since_ns=NOW + 2 * DAY + 1).rows == 20  # a day that is cut does not answer
+        assert merged(store, last=5).rows == 20  # those that are kept one by one
+        assert store.totals(Selection(model=OTHER)) == ()
+
+    def test_what_is_rejected_never_answers_also_when_it_is_rolled_up(self, store):
+        honest, odd = window(seq=1), window(seq=2, profile=replace(window(seq=2).profile, rows=21))
+        put(store, honest, odd, judged=False)
+        store.settle(A, lambda profile: profile.check(SPEC))
+        prune(store, NOW + 1)
+        assert counted(store) == once([honest])
+        assert store.figures().rejected == 1
+        assert put(store, odd).duplicates == 1
+
+    def test_what_was_rolled_up_unjudged_is_judged_when_its_artifact_is_known(self, store):
+        honest = [window("dev-1", seq) for seq in (1, 2)]
+        odd = window("dev-2", 1, profile=replace(window("dev-2", 1).profile, rows=21))
+        put(store, *honest, odd, judged=False)
+        prune(store, NOW + 1)
+        assert store.unjudged() == (A,)
+        assert store.figures().unjudged == 3
+        assert merged(store).rows == 61
+        assert store.settle(A, lambda profile: profile.check(SPEC)) == (2, 1)
+        assert store.settle(A, lambda profile: profile.check(SPEC)) == (0, 0)
+        assert store.unjudged() == ()
+        assert counted(store) == once(honest)
+        assert (store.figures().unjudged, store.figures().rejected) == (0, 1)
+
+    def test_profiles_that_cannot_be_merged_do_not_stand_in_the_way(self, store):
+        plain = window(seq=1).profile
+        shorter = replace(plain, counts=plain.counts[:-1])
+        huge = replace(plain, counts=np.full_like(plain.counts, 2**63 - 1))
+        put(
+            store,
+            *(window(seq=i, profile=p) for i, p in enumerate((plain, shorter, huge, plain, huge))),
+            judged=False,
+        )
+        assert prune(store, NOW + 1) == 5
+        assert sum(t.rows for t in store.totals(Selection())) == 5 * 20
+        rejected = [0, 0]
+        while any(found := store.settle(A, lambda profile: profile.check(SPEC))):
+            rejected = [a + b for a, b in zip(rejected, found, strict=True)]
+        assert sum(rejected) == 5
+        assert merged(store).rows in (20, 40)
+
+    # ``places`` makes each example a store of its own.
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_any_order_of_appends_repeats_prunings_and_restarts_counts_each_once(self, places, data):
+        """The law of the store: what it answers is what was appended, once each, whatever else happened."""
+        extra = data.draw(st.lists(st.sampled_from(SENT), max_size=12))
+        sent = data.draw(st.permutations([*SENT, *extra]))
+        step = data.draw(st.integers(4, 12))
+        opened = places()
+        store = opened()
+        seen: list[Window | Event] = []
+        try:
+            for i in range(0, len(sent), step):
+                now = NOW + i * DAY // 7
+                batch = sent[i : i + step]
+                windows = [arrival(m) for m in batch if isinstance(m, Window)]
+                new = [m for k, m in enumerate(batch) if m not in seen and m not in batch[:k]]
+                done = store.append(windows, [m for m in batch if isinstance(m, Event)], [], now)
+                assert done.stored == sum(isinstance(m, Window) for m in new)
+                assert (done.duplicates, done.overlapping) == (len(batch) - len(new), 0)
+                seen += new
+                match data.draw(st.sampled_from(("go on", "prune", "restart"))):
+                    case "prune":
+                        prune(store, now - data.draw(st.integers(-1, 3)) * DAY)
+                    case "restart":
+                        store.close()
+                        store = opened()
+            whole = [m for m in SENT if isinstance(m, Window)]
+            assert counted(store) == once(whole)
+            figures = store.figures()
+            assert figures.windows == sum(w.windows for w in whole)
+            assert figures.rows == sum(w.profile.rows for w in whole)
+            assert figures.duplicates_rejected == len(extra)
+        finally:
+            store.close()
