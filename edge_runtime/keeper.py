@@ -38,7 +38,7 @@ class Keeper:
         self._unkept: deque[Record] = deque()
         self._refusal = ""
         self._logged = ""
-        self._told = ""
+        self._told = self._passed = ""
         self._heard = False
         self._gaps_at = 0.0
         self._lost = self._merged = 0
@@ -83,13 +83,14 @@ class Keeper:
         What was given up is told only when the aggregator has stored something: else the telling fills the outbox, too.
         """
         self._flush()
-        trouble = self.trouble or self._outbox.set_aside
+        # Trouble that came and went since the last tick is told, too.
+        trouble, self._passed = self.trouble or self._outbox.set_aside or self._passed, ""
         if trouble and trouble != self._told:
             self._told = trouble
             self._log(trouble)
             yield core.Noticed("outbox_trouble", (("reason", trouble),))
         elif not trouble:
-            self._told = self._logged = ""
+            self._told = self._logged = self._passed = ""
         if self._heard and now_seconds >= self._gaps_at:
             self._heard, self._gaps_at = False, now_seconds + GAP_SECONDS
             yield from self._gaps()
@@ -154,7 +155,7 @@ class Keeper:
         log.error("record_lost seq=%d topic=%s reason=%s", record.seq, record.topic, why)
 
     def _complain(self, reason: str) -> None:
-        self._refusal = reason
+        self._refusal = self._passed = reason
         self._log(reason)
 
     def _log(self, reason: str) -> None:

@@ -72,7 +72,8 @@ def test_above_its_hard_limit_a_daemon_sheds_says_so_and_recovers(limited, mosqu
     with everything(mosquitto, home) as (centre, application), ExitStack() as stack:
         process = home.start()
         stack.callback(process.close)
-        application.wait_answers(10)
+        application.wait_answers(10)  # the model serves before the socket is there
+        application.wait((home.state / "status.sock").exists, "the status socket")
         assert read_status(home.state / "status.sock")["limits"]["over"] == ""
         with huge_batches(home.socket, [0.1, 0.2, 0.3]) as wires:
             event = centre.wait_event("limit_rss_passed")

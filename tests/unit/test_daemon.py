@@ -18,6 +18,7 @@ from edge_runtime.core import lifecycle
 from edge_runtime.core.events import (
     Append,
     GapFound,
+    Noticed,
     Save,
     Saved,
     Started,
@@ -115,7 +116,10 @@ def test_a_record_that_the_disk_refuses_waits_for_it_in_memory(config, monkeypat
     assert caplog.text.count("outbox_trouble") == 1
     assert keeper.report.records == MAX_UNKEPT
     assert keeper.report.lost == 1
-    assert list(keeper.tick(0.0)) == []
+    assert list(keeper.tick(0.0)) == [Noticed("outbox_trouble", (("reason", "disk full"),))], (
+        "over by now, and told"
+    )
+    assert list(keeper.tick(1.0)) == []
     assert [record.seq for record in keeper._outbox.pending(MAX_UNKEPT)] == list(range(1, MAX_UNKEPT + 1))
 
 
