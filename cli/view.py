@@ -13,8 +13,6 @@ from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Window
 
-MANY = 1_000_000
-
 
 class FleetView:
     """Questions to the stores of the aggregator that ``config`` describes; opened anew for each question.

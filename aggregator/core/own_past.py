@@ -140,8 +140,8 @@ def fleet_findings(
         )
         for tested, share in ((components.inputs, INPUT_SHARE), (~components.inputs, OUTPUT_SHARE))
     ]
-    some = slice(None) if len(chosen) == len(deviations.devices) else chosen
-    away, usual = _mean(deviations.away[some]), _mean(deviations.usual[some])
+    which = slice(None) if len(chosen) == len(deviations.devices) else chosen  # all need not be copied
+    away, usual = _mean(deviations.away[which]), _mean(deviations.usual[which])
     found = []
     for owner, name in enumerate(components.names):
         if terms.of(owner).size:

@@ -2,8 +2,8 @@
 
 A device is compared with itself. From known-good looks the past learns, per device and component, the mean (of pooled
 counts, so that nothing is weighed twice), how far one look strays from it, and what all devices do together: the cycle
-of the day and of the week, as harmonics (W. A. Cleveland and S. J. Devlin, JASA 1982, on calendar effects), where the
-looks cover one and leaving a look out says that it predicts.
+of the day and of the week, as harmonics, where the looks cover one and leaving a look out says that it predicts
+(W. S. Cleveland and S. J. Devlin, "Calendar effects in monthly time series", JASA 1982, fit such regressors).
 
 What the fleet does together beyond that is not evidence that the world has moved, because it did so when all was well:
 `Past.common` is by how much the fleet's mean strays more from look to look than its devices' own noise explains, and

@@ -3,11 +3,9 @@
 from typing import Any, Final
 
 from sqlalchemy import (
-    REAL,
     BigInteger,
     Column,
     Dialect,
-    Double,
     Index,
     Integer,
     LargeBinary,
@@ -39,7 +37,6 @@ class Words(TypeDecorator[str]):
 
 
 Number: Final = BigInteger().with_variant(Integer(), "sqlite")
-Real: Final[TypeEngine[float]] = Double().with_variant(REAL(), "sqlite")
 
 metadata: Final = MetaData()
 
