@@ -295,8 +295,11 @@ class Outbox:
         """Runs ``work``; on damage sets the file aside and runs it once more on a new one."""
         try:
             return work()
-        except sqlite3.Error as e:
-            if not outbox_file.is_damage(e):
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+        ) as e:  # the latter: an error that quotes wrong bytes of the file
+            if isinstance(e, sqlite3.Error) and not outbox_file.is_damage(e):
                 raise SkiffError(f"{self._path}: {e}") from e
             self._database.close()
             self._open(str(e))

@@ -93,6 +93,10 @@ def open_file(path: Path, *, max_bytes: int) -> sqlite3.Connection:
         _prepare(database, max_bytes)
     except BaseException as e:
         database.close()
+        if isinstance(
+            e, UnicodeDecodeError
+        ):  # an error that quotes wrong bytes of the file cannot even be told
+            raise Damaged(f"names in it are no text: {e}") from e
         if isinstance(e, sqlite3.Error):
             if _code(e) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise SkiffError(f"{path}: {e}: is another daemon running on this folder?") from e

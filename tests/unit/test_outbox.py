@@ -201,6 +201,20 @@ def smash(path):
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("name", [b"tablerecordsrecords", b"tablegapsgaps", b"indexsqlite_autoindex_records"])
+def test_a_database_whose_names_are_no_text_is_set_aside_when_opened(path, name):
+    """SQLite's error quotes the name, which Python's module cannot decode."""
+    filled(path)
+    data = path.read_bytes()
+    assert name in data
+    path.write_bytes(data.replace(name, name[:-4] + b"\x80" + name[-3:]))
+    outbox = Outbox(path)
+    assert "damaged" in outbox.set_aside
+    outbox.append(ONE, 1, TOPIC, b"x")
+    assert keys(outbox) == [(ONE, 1)]
+    outbox.close()
+
+
 def test_a_damaged_database_is_set_aside_when_opened(path):
     filled(path)
     smash(path)
