@@ -138,6 +138,7 @@ class Probes:
         self._seed = seed
         self._segments: list[tuple[int, NDArray[np.int64]]] = []
         self._splits = probe_splits.read(lowered.ensembles, rows, takes)
+        self._one_way = self._splits.open_to_infinity(takes)
         self.coverage: Coverage | None = None
         if len(self._splits.column):
             self._plan_thresholds(probes)
@@ -181,7 +182,7 @@ class Probes:
             BATCH: min(_BATCH_ROWS, probes // 20),
             EDGE: len(self._edges),
             BOUNDARY: len(self._boundary),
-            INFINITE: min(len(self._infinite), probes // 20),
+            INFINITE: min(len(self._infinite) + len(self._one_way.column), probes // 20),
             CATEGORY: max(len(self._categories), probes // 20) if len(self._categories) else 0,
             EQUIDISTANT: max(probes // 10, LEAST_EQUIDISTANT) if self._searches else 0,
             FAR: probes // 40 if self._searches and self._numbers.size else 0,
@@ -275,10 +276,16 @@ class Probes:
             yield rows
 
     def _with_infinities(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:
-        rows = self._drawn(rng, count)
-        if count:
-            which = self._infinite[np.arange(count) % len(self._infinite)]
-            rows[np.arange(count), which["column"]] = which["value"]
+        """Training rows with one infinity, then those that reach a split between all numbers and NaN, with ``inf``."""
+        alone = min(count, len(self._infinite))
+        if alone:
+            rows = self._drawn(rng, alone)
+            rows[np.arange(alone), self._infinite["column"][:alone]] = self._infinite["value"][:alone]
+            yield rows
+        for part in _parts(count - alone):
+            splits = self._one_way
+            rows = self._rows[splits.base[part]]
+            rows[np.arange(len(rows)), splits.column[part]] = np.inf
             yield rows
 
     def _at_limits(self, rng: np.random.Generator, count: int) -> Iterator[Rows]:

@@ -36,6 +36,14 @@ class Splits:
         one_way = (self.key >= self.largest) | (self.key < -self.largest)
         return one_way | ((self.key + offset >= self.low) & (self.key + offset <= self.high))
 
+    def open_to_infinity(self, takes: Acceptance) -> "Splits":
+        """Those that send every finite number left, where a training row comes by and the column may hold ``inf``.
+
+        Rows that are merely drawn seldom reach one of them, and only there does it matter on which side ``inf`` stands.
+        """
+        free = takes.infinite & (True if takes.limits is None else np.isposinf(takes.limits.high))
+        return self.at((self.key >= self.largest) & (self.base >= 0) & free[self.column])
+
     def at(self, chosen: NDArray[np.bool_]) -> "Splits":
         """The ``chosen`` (S,) splits."""
         return Splits(

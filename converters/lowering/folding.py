@@ -2,8 +2,9 @@
 
 Scikit-learn scales in float64, casts to float32 where its trees want that, and compares with a float64 threshold. Steps
 that work column by column and never reverse an order leave each split a largest raw value that goes left. That one is
-found by bisection over all floats in order, asking the fitted steps themselves; it is the raw threshold, and
-being a value of the input's own type it is exact in the graph.
+found by bisection over all floats in order, both infinities among them, asking the fitted steps themselves; it is the
+raw threshold, and being a value of the input's own type it is exact in the graph. Trees that were trained on missing
+values have splits at ``inf``: all numbers go left, the infinities too, and only NaN may go right.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def largest_left(
     narrow: bool,
     width: int,
 ) -> NDArray[np.floating]:
-    """Per split (S,), the largest raw value of ``dtype`` that goes left; ``-inf`` where none does.
+    """Per split (S,), the largest raw value of ``dtype`` that goes left, an infinity perhaps.
+
+    Where none does it is ``-inf``, too: a split that even ``-inf`` passes on the right was learned from missing values
+    that a step fills, and such a step refuses infinities.
 
     Args:
         fold: how the columns come from the raw ones.
@@ -68,20 +72,18 @@ def largest_left(
     order = np.argsort(source, kind="stable")
     cell = np.empty(len(source), np.int64)
     cell[order] = np.arange(len(source)) - np.searchsorted(source[order], source[order])
-    largest = LARGEST_KEYS[dtype]
-    low = np.full(len(source), -largest - 1, np.int64)
-    high = np.full(len(source), largest + 1, np.int64)
+    infinity = LARGEST_KEYS[dtype] + 1
+    low = np.full(len(source), -infinity - 1, np.int64)
+    high = np.full(len(source), infinity + 1, np.int64)
     raw = np.zeros((int(cell.max(initial=-1)) + 1, width))
     while (open_ := low + 1 < high).any():
         middle = (low >> 1) + (high >> 1) + (low & high & 1)  # the sum of two float64 keys has no room
         raw[:] = 0.0
-        raw[cell, source] = float_of(np.clip(middle, -largest, largest), dtype)
+        raw[cell, source] = float_of(np.clip(middle, -infinity, infinity), dtype)
         left = _made(fold, raw, narrow=narrow)[cell, column] <= pairs[:, 1]
         low = np.where(open_ & left, middle, low)
         high = np.where(open_ & ~left, middle, high)
-    found = float_of(low, dtype)
-    # Beyond the last finite value all numbers go left; before the first one none does.
-    return np.where(low == -largest - 1, -np.inf, found).astype(dtype)[back.reshape(-1)]
+    return float_of(np.maximum(low, -infinity), dtype).astype(dtype)[back.reshape(-1)]
 
 
 def missing_left(

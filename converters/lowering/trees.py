@@ -104,7 +104,7 @@ def place(g: Lowering, fitted: Any, x: Value, trees: Ensemble, *, narrow: bool) 
 
 
 def _folded(g: Lowering, x: Value, trees: Ensemble, inner: NDArray[np.int64], *, narrow: bool) -> Placed:
-    raw = replace(trees, threshold=trees.threshold.astype(g.dtype))
+    raw = replace(trees, threshold=np.zeros(len(trees.threshold), g.dtype))
     if inner.size:
         assert x.fold is not None
         column, limit = trees.feature[inner], np.asarray(trees.threshold[inner], np.float64)

@@ -39,13 +39,15 @@ N = 400
 class Case:
     """One fitted pipeline.
 
-    ``target`` is a number of classes or a name in `target_of`; ``categories`` is "codes" or "frame".
+    ``target`` is a number of classes or a name in `target_of`; ``categories`` is "codes" or "frame". Where gaps
+    ``tell``, the target depends on what is missing: trees learn splits between all numbers and NaN.
     """
 
     model: Any
     target: Any = "y"
     scalers: tuple[Callable[[], Any], ...] = ()
     holes: bool = False
+    tell: bool = False
     dtype: str = "float32"
     categories: str = ""
 
@@ -71,7 +73,7 @@ def forests(classifier, regressor):
         Case(model=regressor(12, random_state=0), scalers=(MinMaxScaler,)),
         Case(model=classifier(13, random_state=0), target=4, scalers=(RobustScaler,)),
         Case(model=classifier(9, random_state=0), target=2, scalers=(PowerTransformer,)),
-        Case(model=regressor(12, random_state=0), holes=True),
+        Case(model=regressor(12, random_state=0), holes=True, tell=True),
         Case(model=regressor(8, random_state=0), target="two", scalers=(MaxAbsScaler,)),
         Case(model=classifier(9, random_state=0), target=3, scalers=(StandardScaler,), dtype="float64"),
     ]
@@ -91,6 +93,7 @@ BOOSTED = [
 ]
 _SMALL = {"max_iter": 15, "min_samples_leaf": 5, "random_state": 0}
 HISTOGRAM = [
+    Case(model=HistGradientBoostingClassifier(**_SMALL), target=3, holes=True, tell=True),
     Case(model=HistGradientBoostingClassifier(**_SMALL), target=3, scalers=(StandardScaler,), holes=True),
     Case(
         model=HistGradientBoostingClassifier(**_SMALL, categorical_features=[1, 3]),
@@ -182,7 +185,10 @@ def training_rows(case):
     )
     y += rng.normal(size=N)
     if case.holes:
-        rows[rng.random(rows.shape) < 0.12] = np.nan
+        gaps = rng.random(rows.shape) < 0.12
+        rows[gaps] = np.nan
+        if case.tell:
+            y += np.asarray(gaps, np.float64) @ np.array([9.0, -9.0, 9.0, -9.0, 9.0, 0.0])
     return rows, y
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Binarizer, StandardScaler
@@ -360,6 +360,37 @@ def test_infinities_stand_only_where_they_may(X, lowered):
     assert [(np.isneginf(rows[:, j]).sum(), np.isposinf(rows[:, j]).sum()) for j in (0, 3)] == [(1, 1)] * 2
     assert (np.isinf(rows).sum(axis=1) == 1).all()
     assert not any(np.isinf(rest).any() for rest in found.values())
+
+
+@pytest.mark.parametrize(
+    "limits", [None, Limits(np.full(2, -np.inf, np.float32), np.array([np.inf, 9.0], np.float32))]
+)
+def test_every_split_between_all_numbers_and_nan_meets_an_infinity_on_a_row_that_reaches_it(limits):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(900, 2)).astype(np.float32)
+    gaps = rng.random(rows.shape) < 0.1
+    rare = (rows > 1.2).any(axis=1, keepdims=True) & gaps
+    y = rows.sum(axis=1) + 5 * rare.sum(axis=1)
+    rows[gaps] = np.nan
+    model = HistGradientBoostingRegressor(max_iter=40, max_leaf_nodes=None, min_samples_leaf=5)
+    model.fit(rows.astype(np.float64), y)
+    lowered = lower(read(model), dtype="float32")
+    probes = probes_of(rows, lowered, 4000, takes=replace(takes_of(2, [0, 1], [0, 1]), limits=limits))
+    found = by_kind(probes)["infinite"]
+    [trees] = lowered.ensembles
+    endless = [0, 1] if limits is None else [0]
+    wanted = np.isposinf(trees.threshold) & (trees.left >= 0) & np.isin(trees.feature, endless)
+    reached = np.zeros(len(wanted), bool)
+    for row in found:
+        node = np.flatnonzero(np.r_[True, np.diff(trees.tree) != 0])
+        while (node := node[trees.left[node] >= 0]).size:
+            value = row[trees.feature[node]]
+            reached[node] |= np.isposinf(value)
+            left = np.where(np.isnan(value), trees.missing_left[node], value <= trees.threshold[node])
+            node = np.where(left, trees.left[node], trees.right[node])
+    assert wanted.sum() > 5
+    assert set(trees.feature[wanted].tolist()) == set(endless)
+    assert reached[wanted].all()
 
 
 def test_every_category_is_tried_and_strangers_where_they_may_be(X):

@@ -97,7 +97,23 @@ def test_the_raw_threshold_is_where_the_verdict_changes(dtype, narrow, values, s
 def test_splits_that_send_everything_one_way():
     clip = MinMaxScaler(clip=True).fit([[0.0], [10.0]])
     found = thresholds(fold_of(clip.transform, 0), [0] * 4, [-0.5, 1.0, 0.5, np.inf])
-    assert found.tolist() == [-math.inf, MAX["float32"], pytest.approx(5.0), MAX["float32"]]
+    assert found.tolist() == [-math.inf, math.inf, pytest.approx(5.0), math.inf]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_infinities_go_the_way_that_they_are_sent(dtype):
+    limits = [np.inf, 1e300, MAX[dtype], -MAX[dtype], -np.inf]
+    for narrow in (False, True):
+        found = thresholds(fold_of(np.array, 0), [0] * 5, limits, dtype, narrow)
+        for x in np.array([np.inf, MAX[dtype], -MAX[dtype], -np.inf], dtype):
+            with np.errstate(over="ignore"):
+                wanted = np.float64(np.float32(x) if narrow else x) <= limits
+            assert (x <= found).tolist() == wanted.tolist()
+    [bounded, beyond] = thresholds(
+        fold_of(np.tanh, 0), [0, 0], [1.0, np.nextafter(1.0, 0)], dtype, narrow=False
+    )
+    assert bounded == np.inf
+    assert beyond < 20
 
 
 def test_columns_may_share_a_raw_column_and_stand_in_any_order():

@@ -3,6 +3,8 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper
 from sklearn.datasets import make_regression
 from sklearn.decomposition import PCA
@@ -154,6 +156,102 @@ def test_missing_values_go_their_way(dtype):
     ):
         for scaler in ("none", "standard"):
             check(make_pipeline(*SCALERS[scaler](), model).fit(holes, y), missing=True, dtype=dtype)
+
+
+GAP_MODELS = {
+    "tree": (DecisionTreeClassifier, DecisionTreeRegressor, {"max_depth": 5}),
+    "extra tree": (ExtraTreeClassifier, ExtraTreeRegressor, {"max_depth": 5}),
+    "forest": (RandomForestClassifier, RandomForestRegressor, {"n_estimators": 4, "max_depth": 5}),
+    "extra trees": (ExtraTreesClassifier, ExtraTreesRegressor, {"n_estimators": 4, "max_depth": 5}),
+    "histogram": (
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+        {"max_iter": 5, "min_samples_leaf": 4, "early_stopping": False},
+    ),
+}
+
+
+def gaps_that_tell(seed, rates):
+    """Rows with gaps, and what depends on them: in columns 0 and 2 they go with high values, in 1 and 3 with low."""
+    gaps = np.random.default_rng(seed).random(X.shape) < np.array(rates)
+    signs = np.array([1.0, -1.0, 1.0, -1.0])
+    return np.where(gaps, np.nan, X), (gaps * signs * 3.0).sum(axis=1) + X[:, 0] / 2 + X[:, 1] / 6
+
+
+def fitted_to_gaps(kind, target, holes, y, **options):
+    """``target`` is a number of classes, or 0 for a regressor."""
+    classifier, regressor, fixed = GAP_MODELS[kind]
+    made = (classifier if target else regressor)(**fixed, **options, random_state=0)
+    return made.fit(holes, np.digitize(y, np.quantile(y, np.arange(1, target) / target)) if target else y)
+
+
+def splits_of(model):
+    """(thresholds, whether NaN goes left) of all splits over numbers."""
+    if hasattr(model, "_predictors"):
+        nodes = np.concatenate([tree.nodes for stage in model._predictors for tree in stage])
+        nodes = nodes[(nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)]
+        return nodes["num_threshold"], nodes["missing_go_to_left"].astype(bool)
+    trees = [member.tree_ for member in getattr(model, "estimators_", [model])]
+    inner = [tree.children_left >= 0 for tree in trees]
+    return (
+        np.concatenate([tree.threshold[at] for tree, at in zip(trees, inner, strict=True)]),
+        np.concatenate([tree.missing_go_to_left[at] for tree, at in zip(trees, inner, strict=True)]) > 0,
+    )
+
+
+def to_the_ends(rows, dtype, infinite):
+    """Rows with each column at the ends of float32 and missing, ``infinite`` ones (F,) beyond; then with several so."""
+    largest = float(np.finfo(np.float32).max)
+    far = [np.inf, -np.inf, *([] if dtype == "float32" else [1e300, -1e300, float(np.finfo(dtype).max)])]
+    ends = np.array([np.nan, largest, -largest, 1e30, -1e30, 0.0, *far])
+    alone = np.repeat(rows, rows.shape[1] * len(ends), axis=0)
+    at = np.arange(len(alone))
+    alone[at, at // len(ends) % rows.shape[1]] = ends[at % len(ends)]
+    rng = np.random.default_rng(2)
+    made = np.concatenate(
+        [alone, np.where(rng.random(alone.shape) < 0.5, rng.choice(ends, alone.shape), alone)]
+    )
+    return np.where(infinite, made, np.clip(made, -largest, largest))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("target", [0, 2, 3])
+@pytest.mark.parametrize("kind", list(GAP_MODELS))
+def test_what_gaps_taught_holds_for_every_value(kind, target, dtype):
+    holes, y = gaps_that_tell(0, [0.1, 0.2, 0.3, 0.1])
+    model = fitted_to_gaps(kind, target, holes, y)
+    threshold, missing_left = splits_of(model)
+    assert missing_left.any()
+    assert not missing_left.all()
+    # A split drawn at random is never between all numbers and what is missing.
+    assert np.isposinf(threshold).any() == (not kind.startswith("extra"))
+    rows = to_the_ends(holes[:30], dtype, np.full(4, kind == "histogram"))
+    lowered.assert_equal(model, rows, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", list(GAP_MODELS))
+@settings(max_examples=15)
+@given(
+    target=st.sampled_from([0, 2, 3]),
+    seed=st.integers(0, 2**16),
+    rates=st.lists(st.sampled_from([0.0, 0.03, 0.15, 0.5, 0.9]), min_size=4, max_size=4),
+    bins=st.sampled_from([2, 3, 8, 255]),
+    categories=st.sampled_from([[], [1], [0, 3]]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    arithmetic=st.sampled_from(["float32", "float64"]),
+)
+def test_random_gaps_teach_nothing_that_is_lost(
+    kind, target, seed, rates, bins, categories, dtype, arithmetic
+):
+    holes, y = gaps_that_tell(seed, rates)
+    options, infinite = {}, np.full(4, kind == "histogram")
+    if kind == "histogram":
+        options = {"max_bins": bins, "categorical_features": categories or None}
+        holes[:, categories] = np.floor(holes[:, categories]) % max(1, bins - 1)
+        infinite[categories] = False  # the encoder in the model refuses them
+    model = fitted_to_gaps(kind, target, holes, y, **options)
+    rows = to_the_ends(holes[seed % 100 : seed % 100 + 10], dtype, infinite)
+    lowered.assert_equal(model, rows, dtype=dtype, arithmetic=arithmetic)
 
 
 def test_a_forest_is_one_operator():
