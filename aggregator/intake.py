@@ -1,5 +1,9 @@
 """Telemetry in: from a link into the store, and back to the devices that it is stored.
 
+Sources of labels are told as devices are. PUBACK would not do for them either: it says that the broker has a message,
+which a broker that is killed forgets, and nobody would send it again. What contradicts the contract or what was told
+before is acknowledged too, for sending it again cannot help; the dead letters keep it.
+
 The order that loses nothing: take what has arrived (bounded, senders in turn), commit it in one transaction per store,
 tell the devices what is stored, and only then let the broker forget the messages. Killed at any point, whatever was
 acknowledged is on disk, and whatever was not comes again: from the broker's session or from the device's outbox.
@@ -7,16 +11,16 @@ acknowledged is on disk, and whatever was not comes again: from the broker's ses
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from aggregator.adapters.registry import Registry
-from aggregator.adapters.windows import Windows
 from aggregator.config import IngestConfig
 from aggregator.core import ingest
 from aggregator.core.turns import Turns
 from aggregator.records import Batch
+from aggregator.stores import WindowStore
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.ids import DeviceId, SessionId
@@ -27,14 +31,13 @@ from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing
 
 POLL_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 2.0
-RECEIVE_MAXIMUM: Final = 1000
+RECEIVE_MAXIMUM: Final = 2000
 """Messages that a broker of MQTT 5 sends ahead: what a batch and everybody's turns are chosen from."""
 MAX_LOOKED_AT: Final = 4096
 """Messages taken from the link for one batch; what a flood sends beyond waits for the next, others' with it."""
 FLOOD_SECONDS: Final = 10.0
 """The least time between two lines about floods."""
 NAMED_FLOODS: Final = 5
-MAX_ANNOUNCEMENTS: Final = 1000
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Intake:
         fleet: Topics,
         link: Link,
         *,
-        windows: Windows,
+        windows: WindowStore,
         registry: Registry,
         tell: Callable[[Iterable[Status], int], object],
         note: Callable[[Batch], object],
@@ -73,7 +76,8 @@ class Intake:
         self._floods: Counter[str] = Counter()
         self._flood_line = Every(FLOOD_SECONDS)
         self._stored = 0
-        self._announcements: deque[Outgoing] = deque(maxlen=MAX_ANNOUNCEMENTS)
+        self._held: tuple[list[Received], Counter[str]] | None = None
+        self._announcement: tuple[Outgoing, Callable[[str], object]] | None = None
         self._announced: int | None = None
 
     def start(self) -> None:
@@ -90,35 +94,49 @@ class Intake:
         """Whether the broker has accepted us."""
         return self._link.connected
 
-    def announce(self, message: Outgoing) -> None:
-        """Publishes, in order, as soon as there is a connection, and again until the broker has it.
+    def announce(self, message: Outgoing, answer: Callable[[str], object]) -> None:
+        """Publishes as soon as there is a connection, and again until the broker has it, one message at a time.
 
-        Of more than `MAX_ANNOUNCEMENTS` the oldest is forgotten.
+        ``answer`` is called then: with nothing, or with why the broker will not have it.
         """
-        if len(self._announcements) == MAX_ANNOUNCEMENTS:
-            log.error("announcement_forgotten topic=%s waiting=%d", message.topic, MAX_ANNOUNCEMENTS)
-            self._announced = None
-        self._announcements.append(message)
+        self._announcement, self._announced = (message, answer), None
+
+    def withdraw(self) -> None:
+        """Forgets what is not answered yet; it may have been published."""
+        self._announcement = self._announced = None
 
     def _announce(self) -> None:
-        if not self._announcements or self._announced is not None:
+        if self._announcement is None or self._announced is not None:
             return
         try:
-            self._announced = self._link.publish(self._announcements[0])
+            self._announced = self._link.publish(self._announcement[0])
         except LinkError:
             return  # there is no connection; a later step tries again
-        except BudgetExceeded:
-            self._announcements.popleft()
-            log.exception("announcement_refused")
+        except BudgetExceeded as e:
+            self._answer(str(e))
+
+    def _answer(self, refusal: str) -> None:
+        if self._announcement is not None:
+            _, answer = self._announcement
+            self.withdraw()
+            answer(refusal)
 
     def step(self, wait_seconds: float = POLL_SECONDS) -> Senders:
-        """Takes in one batch, waiting a moment for the first message; returns whose windows and events were in it."""
+        """Takes in one batch, waiting a moment for the first message; returns whose windows and events were in it.
+
+        Raises:
+            StoreError: it could not be stored. Nothing of it was acknowledged; the next call begins with it again.
+        """
         self._announce()
-        batch = self._take(wait_seconds)
-        shed, self._shed = self._shed, Counter()
-        if not batch and not shed:
-            return frozenset()
-        return self._ingest(batch, shed)
+        if self._held is None:
+            batch = self._take(wait_seconds)
+            shed, self._shed = self._shed, Counter()
+            if not batch and not shed:
+                return frozenset()
+            self._held = batch, shed
+        senders = self._ingest(*self._held)
+        self._held = None
+        return senders
 
     def _take(self, wait_seconds: float) -> list[Received]:
         """What has arrived, at most a batch; waits a moment for the first message and not at all for more."""
@@ -141,10 +159,7 @@ class Intake:
                         log.info("disconnected identity=aggregator reason=%r", event.reason)
                         self._announced = None
                     case Delivered() if event.token == self._announced:
-                        self._announced = None
-                        message = self._announcements.popleft()
-                        if event.refusal:
-                            log.error("announcement_refused topic=%s reason=%r", message.topic, event.refusal)
+                        self._answer(event.refusal)
                     case _:
                         pass
         return self._turns.take(self._config.batch_messages)
@@ -167,12 +182,14 @@ class Intake:
         now_ns = self._wall_ns()
         stored = None
         commit_began = time.monotonic()
-        if plan.windows or plan.events or plan.dead:
-            stored = self._windows.append(plan.windows, plan.events, plan.dead, now_ns)
+        if plan.windows or plan.events or plan.labels or plan.dead:
+            stored = self._windows.append(plan.windows, plan.events, plan.dead, now_ns, labels=plan.labels)
             self._stored += stored.stored
         commit_seconds = time.monotonic() - commit_began
         self._tell(plan.statuses, now_ns)
-        unsaid = self._say(plan.acks) if plan.acks else 0
+        acks = [(self._topics.ack(ack.device), ack) for ack in plan.acks]
+        acks += [(self._topics.labels_ack(source), ack) for source, ack in plan.labels_acks]
+        unsaid = self._say(acks) if acks else 0
         self._link.acknowledge_all(batch)
         for letter in plan.dead:
             log.warning(
@@ -183,6 +200,9 @@ class Intake:
         causes = Counter(letter.cause for letter in plan.dead)
         if stored is not None and stored.overlapping:
             causes["overlap"] += stored.overlapping
+        for why in stored.contradictions if stored is not None else ():
+            causes["labels"] += 1
+            log.warning("dead_letter cause=labels reason=%r", why[:400])
         self._note(
             Batch(
                 messages=len(batch),
@@ -192,7 +212,8 @@ class Intake:
                 events=len(plan.events),
                 statuses=len(plan.statuses),
                 dead=tuple(sorted(causes.items())),
-                acks=len(plan.acks) - unsaid,
+                acks=len(acks) - unsaid,
+                labels=stored.labels if stored else 0,
                 unsaid=unsaid,
                 shed=sum(shed.values()),
                 seconds=time.monotonic() - began,
@@ -202,9 +223,9 @@ class Intake:
         senders = {(w.window.device, w.window.session) for w in plan.windows}
         return frozenset(senders | {(e.device, e.session) for e in plan.events})
 
-    def _say(self, acks: Sequence[Ack]) -> int:
-        """Publishes acknowledgements; returns how many had to be left: each comes again with its window."""
-        said = self._link.publish_all([(self._topics.ack(ack.device), encode(ack)) for ack in acks])
+    def _say(self, acks: Sequence[tuple[str, Ack]]) -> int:
+        """Publishes acknowledgements on topics; returns how many had to be left: each comes again with its message."""
+        said = self._link.publish_all([(topic, encode(ack)) for topic, ack in acks])
         if said < len(acks):
             log.info("not_published acks=%d of=%d", len(acks) - said, len(acks))
         return len(acks) - said

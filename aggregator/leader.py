@@ -6,22 +6,23 @@ Everything here is written by the leader alone; `aggregator.service` says who th
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from aggregator.adapters.hooks import Hook, HookResult
-from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.registry import Registry
 from aggregator.adapters.signer import Signer
-from aggregator.adapters.windows import Windows
 from aggregator.config import AggregatorConfig
 from aggregator.core import coordinator as core
 from aggregator.core import presence
 from aggregator.core.gates import Evidence
-from aggregator.looks import AlarmEvent
 from aggregator.monitor import Monitor
-from aggregator.records import DeviceRecord, Selection
+from aggregator.records import DeviceRecord, Selection, SinkState
+from aggregator.stores import LedgerStore, StoreError, WindowStore
+from aggregator.teller import Teller
 from edge_runtime.contract import topics
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import LinkError
@@ -44,7 +45,8 @@ log = logging.getLogger(__name__)
 class Leader:
     """Presence, rollouts, drift and retraining over one link. Owned by the service's loop.
 
-    ``tell`` is given what became of incidents; it must not wait.
+    Methods raise `StoreError` when a store fails. What was decided then and not kept is forgotten: the next call begins
+    with what the ledger says.
     """
 
     def __init__(
@@ -53,11 +55,11 @@ class Leader:
         link: Link,
         *,
         signer: Signer | None,
-        ledger: Ledger,
-        windows: Windows,
+        ledger: LedgerStore,
+        windows: WindowStore,
         registry: Registry,
+        teller: Teller,
         wall_ns: Callable[[], int],
-        tell: Callable[[AlarmEvent], None],
     ) -> None:
         self._config = config
         self._link = link
@@ -68,21 +70,13 @@ class Leader:
         self._wall_ns = wall_ns
         self._topics = Topics(config.fleet)
         self._rng = random.Random()  # noqa: S311 (no secret)
-        self._monitor = Monitor(config, windows, ledger, registry, tell)
-        self._devices = {record.device: record for record in ledger.devices()}
-        self._coordinator = core.Coordinator(
-            config.fleet,
-            config.rollout,
-            tracks=ledger.tracks(),
-            revisions=ledger.revisions(),
-            devices=self._devices.values(),
-            can_sign=signer is not None,
-        )
+        self._teller = teller
         self._hook = Hook(
             config.retrain.command,
             config.state_dir / "retrain",
             timeout_seconds=config.retrain.timeout_seconds,
         )
+        self._hook_over: tuple[HookResult, str] | None = None
         self._asked: dict[DeviceId, float] = {}
         self._rollouts = Every(config.rollout.tick_seconds)
         self._drift = Every(config.drift.check_seconds)
@@ -90,18 +84,59 @@ class Leader:
         self._pruning = False
         self._ask_stored = Every(STORED_SECONDS)
         self._questioned = max((number for _, _, number in windows.streams()), default=0)
-        self._resume_hooks()
+        self._stale = False
+        self._load()
         log.info("leads fleet=%s devices=%d", config.fleet, len(self._devices))
+
+    def _load(self) -> None:
+        """Takes over what the ledger says."""
+        config, ledger = self._config, self._ledger
+        self._monitor = Monitor(config, self._windows, ledger, self._registry)
+        self._devices = {record.device: record for record in ledger.devices()}
+        self._coordinator = core.Coordinator(
+            config.fleet,
+            config.rollout,
+            tracks=ledger.tracks(),
+            revisions=ledger.revisions(),
+            devices=self._devices.values(),
+            can_sign=self._signer is not None,
+        )
+        if not self._hook.busy and self._hook_over is None:
+            self._resume_hooks()
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """What a store refused is not remembered either: it is read again what was kept."""
+        if self._stale:
+            self._load()
+            self._stale = False
+            if self._link.connected:
+                self._decide(core.Connected(), self._wall_ns())
+        try:
+            yield
+        except StoreError:
+            self._stale = True
+            raise
 
     @property
     def devices(self) -> tuple[DeviceRecord, ...]:
         """What is known of every device."""
         return tuple(self._devices.values())
 
+    @property
+    def sinks(self) -> tuple[SinkState, ...]:
+        """How it stands with whoever is told of alarms."""
+        return self._teller.states
+
     def step(self) -> None:
         """Does whatever is due."""
+        with self._as_kept():
+            self._step()
+
+    def _step(self) -> None:
         self._listen()
         now = time.monotonic()
+        self._teller.step(now, self._wall_ns())
         if self._rollouts.due(now):
             self._tick()
         if self._drift.due(now):
@@ -113,18 +148,22 @@ class Leader:
             if gone:
                 log.info("pruned records=%d", gone)
 
-    def close(self) -> None:
-        """Ends a hook that runs, and says so in the ledger."""
+    def close(self, timeout: float) -> None:
+        """Ends a hook that runs, and says so in the ledger; what was told by now is forgotten there."""
         ended = self._hook.stop()
-        if ended is not None:
-            self._record(ended, state="interrupted")
+        try:
+            self._teller.close(timeout, time.monotonic(), self._wall_ns())
+        finally:
+            if ended is not None:
+                self._record(ended, "interrupted")
 
     # ── who is there ───────────────────────────────────────────────────────────────────────────────────
 
     def hear(self, statuses: Iterable[Status], now_ns: int) -> None:
         """Takes statuses over, durable on return, and decides what follows from them."""
-        for record in self._apply(statuses, now_ns):
-            self._decide(core.StatusSeen(record), now_ns)
+        with self._as_kept():
+            for record in self._apply(statuses, now_ns):
+                self._decide(core.StatusSeen(record), now_ns)
 
     def _apply(self, statuses: Iterable[Status], now_ns: int) -> list[DeviceRecord]:
         """The records that ``statuses`` changed, in force and durable."""
@@ -217,9 +256,11 @@ class Leader:
             self._decide(core.StatusSeen(record), now_ns)
 
     def _evidence(self, ask: core.Ask) -> Evidence:
-        arms = [Selection(digest=ask.candidate, devices=ask.devices, since_ns=ask.candidate_since_ns)]
+        # A stage that lasts longer than retention is judged by what is left of it.
+        arm = partial(Selection, devices=ask.devices, leave_out_cut_days=True)
+        arms = [arm(digest=ask.candidate, since_ns=ask.candidate_since_ns)]
         if ask.incumbent is not None:
-            arms.append(Selection(digest=ask.incumbent, devices=ask.devices, since_ns=ask.incumbent_since_ns))
+            arms.append(arm(digest=ask.incumbent, since_ns=ask.incumbent_since_ns))
         totals = [self._windows.totals(arm) for arm in arms]
         latency = [self._windows.latency(replace(arm, last=LATENCY_WINDOWS)) for arm in arms]
         if ask.incumbent is None:
@@ -295,17 +336,24 @@ class Leader:
     def _run_hooks(self) -> None:
         result = self._hook.poll()
         if result is not None:
-            self._record(result, state="failed" if result.exit_code else "done")
+            self._hook_over = result, "failed" if result.exit_code else "done"
+        if self._hook_over is not None:
+            self._record(*self._hook_over)
+            self._hook_over = None
         if self._hook.busy or not self._config.retrain.command:
             return
         for number, document in self._ledger.retrains("waiting")[:1]:
             self._ledger.move_retrain(number, "running")
             log.info("hook_started request=%d", number)
-            result = self._hook.start(number, document)
+            try:
+                result = self._hook.start(number, document)
+            except OSError as e:
+                self._ledger.move_retrain(number, "waiting")
+                raise StoreError(f"{e.filename}: {e.strerror}; retrain request {number} waits") from e
             if result is not None:
-                self._record(result, state="failed")
+                self._hook_over = result, "failed"
 
-    def _record(self, result: HookResult, *, state: str) -> None:
+    def _record(self, result: HookResult, state: str) -> None:
         self._ledger.move_retrain(
             result.number,
             state,

@@ -15,7 +15,7 @@ class Reading:
     """What one device saw in the span of one look: one window, or several merged.
 
     ``start_ns`` and ``end_ns`` are wall-clock times since 1970. ``labelled`` and ``correct`` count rows whose truth is
-    known; ``refused`` counts rows answered with an error, by reason.
+    known, of other times too where labels came late; ``refused`` counts rows answered with an error, by reason.
     """
 
     device: DeviceId
@@ -102,13 +102,16 @@ class Estimate:
     """Accuracy of the devices now, each weighing the same: the mean of the largest probability, None without any.
 
     ``half`` is the half width of its 95 % interval over devices. ``known`` is the share of right answers among
-    ``labelled`` rows, whose truth was told; None without any.
+    ``labelled`` rows, whose truth was told; None without any. ``error`` is estimate minus truth of the devices that
+    have both, ``error_half`` the half width of its 95 % interval.
     """
 
     estimated: float | None = None
     half: float | None = None
     known: float | None = None
     labelled: int = 0
+    error: float | None = None
+    error_half: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,8 @@ class Finding:
 
     ``moved`` is whether it moved: surely and by enough. ``clear`` is whether it looks as it always did. ``at_once``
     says that one look is proof enough; ``grave`` that it is worth waking somebody for. ``key`` tells incidents apart:
-    the column's name, or what an output does.
+    the column's name, or what an output does. Each of ``devices`` moved by itself where they were judged
+    ``one_by_one``.
     """
 
     kind: str
@@ -133,13 +137,15 @@ class Finding:
     why: str = ""
     evidence: tuple[tuple[str, float | str], ...] = ()
     grave: bool = False
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
     """One incident of one column of one cohort, from the look that opened it to the one that closed it.
 
-    ``kind`` is one of skew, drift, sensor, quality, prediction, performance; ``feature`` is None for the last two.
+    ``kind`` is one of skew, drift, sensor, quality, prediction, performance; ``feature`` is None for the last two, and
+    where the model refuses rows.
     ``devices`` are those concerned. ``severity`` is ``page`` or ``ticket``. ``why`` is one sentence; ``evidence`` is
     the same in data, by name.
     """

@@ -1,21 +1,24 @@
 """Joins the stores to the judge: when enough has come in, take a look, have it judged, keep what it means."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from aggregator.adapters.registry import Registry
 from aggregator.config import AggregatorConfig
-from aggregator.core import readiness, retrain, standing
+from aggregator.core import late, readiness, retrain, standing, telling
+from aggregator.core.accuracy import estimate
 from aggregator.core.cohorts import FLEET
 from aggregator.core.ingest import check_profile
 from aggregator.core.judge import Judge
+from aggregator.gathering import blocks_of, gathered, judge_of, slice_of
 from aggregator.looks import AlarmEvent, Block, Look, Slice, Verdict, Wish
 from aggregator.records import AuditEntry, DeviceRecord
 from aggregator.stores import DriftLedger, WindowStore
 from edge_runtime.contract.ids import DeviceId, Digest, ModelName
 from edge_runtime.contract.manifest import ArtifactInfo
+from edge_runtime.contract.profile import empty_profile
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class _Taken:
     at_ns: int
     judge: Judge
     blocks: tuple[Block, ...]
+    labels: late.Arrived
     look: Look
     first_looks: tuple[Slice, ...]
     left_out: tuple[tuple[DeviceId, str], ...]
@@ -50,7 +54,7 @@ class Monitor:
     """Judges the fleet from what the stores hold. Owned by the service's loop; `check` may take a second on a look.
 
     A look is one block of windows per device that covers the horizon: what devices do in a cycle. So one look is
-    enough to compare devices with the training. ``tell`` is given what became of incidents once it is durable.
+    enough to compare devices with the training. What became of incidents is put into the ledger's outbox with them.
     """
 
     def __init__(
@@ -59,7 +63,6 @@ class Monitor:
         windows: WindowStore,
         ledger: DriftLedger,
         registry: Registry,
-        tell: Callable[[AlarmEvent], None] = lambda _: None,
     ) -> None:
         self._fleet = config.fleet
         self._config = config.drift
@@ -67,8 +70,9 @@ class Monitor:
         self._windows = windows
         self._ledger = ledger
         self._registry = registry
-        self._tell = tell
+        self._sinks = config.alarms.sinks
         self._cursors = ledger.cursors()
+        self._label_cursors = ledger.label_cursors()
         self._judges: dict[Digest, Judge] = {}
         self._next: dict[Digest, int] = {}
         self._waiting: dict[Digest, str] = {}
@@ -102,16 +106,27 @@ class Monitor:
         """The artifact's judge, where the one of an earlier process left off."""
         if digest not in self._judges:
             self._next[digest] = self._ledger.next_look(digest)
-            self._judges[digest] = Judge(
-                info,
-                self._config,
-                settle=0,
-                block_looks=1,
-                remembered=self._ledger.first_looks(digest),
-                traces=self._ledger.traces(digest),
-                suspects=self._ledger.suspects(digest),
-            )
+            self._judges[digest] = self._judge_from(digest, info, self._ledger.first_looks(digest))
         return self._judges[digest]
+
+    def _judge_from(self, digest: Digest, info: ArtifactInfo, first_looks: Sequence[Slice]) -> Judge:
+        return judge_of(
+            info,
+            self._config,
+            first_looks=first_looks,
+            traces=self._ledger.traces(digest),
+            suspects=self._ledger.suspects(digest),
+        )
+
+    def _labels(self, digest: Digest, judge: Judge, blocks: Iterable[Block]) -> late.Arrived:
+        """What became known since the last looks."""
+        after = {device: last for (of, device), last in self._label_cursors.items() if of == digest}
+        return late.arrived(
+            self._windows.late(digest, after),
+            judge.first_looks,
+            [block.reading.device for block in blocks],
+            need=self._config.baseline_looks,
+        )
 
     def _retire(self, devices: Mapping[DeviceId, DeviceRecord], now_ns: int) -> None:
         why = "no online device of the cohort serves the artifact any more"
@@ -127,7 +142,7 @@ class Monitor:
             if digest in self._judges:
                 for trace in gone:
                     self._judges[digest].book.retire(trace)
-            self._spread(events)
+            _log(events)
 
     def _check(
         self,
@@ -137,31 +152,41 @@ class Monitor:
         devices: Mapping[DeviceId, DeviceRecord],
         now_ns: int,
     ) -> tuple[Verdict, ...]:
-        active, oldest = [], now_ns
-        for device in senders:
-            rows, seconds, since = self._windows.pending(digest, device, self._cursor(digest, device))
-            coverage = readiness.Coverage(device=device, rows=rows, seconds=seconds)
-            if rows and (readiness.covers(coverage, self._config) or _serves(devices.get(device), digest)):
-                active.append(coverage)
-                oldest = min(oldest, since)
-        ready = readiness.readiness(active, (now_ns - oldest) / 1e9, self._config)
+        cursors = {device: self._cursor(digest, device) for device in senders}
+        seen = gathered(
+            lambda device: self._windows.pending(digest, device, cursors[device]),
+            senders,
+            self._config,
+            serves=lambda device: _serves(devices.get(device), digest),
+            now_ns=now_ns,
+        )
+        ready = seen.ready
         if not ready.ready:
             self._note_waiting(digest, info, ready, now_ns)
             return ()
-        blocks = [block for device in ready.covered if (block := self._block(digest, device)) is not None]
+        blocks = blocks_of(self._windows, self._config, digest, cursors, covered=ready.covered)
         judge = self._judge(digest, info)
+        labels = self._labels(digest, judge, blocks)
+        if labels.past:  # a past that is known better is learned anew
+            first_looks = late.amended(judge.first_looks, labels.past)
+            judge = self._judges[digest] = self._judge_from(digest, info, first_looks)
         judge.attributes = {
-            c.device: dict(devices[c.device].attributes) for c in active if c.device in devices
+            d: dict(devices[d].attributes) for d in (*seen.active, *labels.now) if d in devices
         }
         known = len(judge.first_looks)
         try:
-            look = judge.look(_slice(self._next[digest], blocks))
+            one = slice_of(self._next[digest], blocks)
+            nothing = empty_profile(info.reference.spec, probabilities=info.manifest.probabilities)
+            look = judge.look(late.told(one, labels.now, nothing))
+            # Late labels are of other times than the look's estimate: here it is held against the windows' own.
+            look = replace(look, estimate=estimate(one.readings))
             taken = _Taken(
                 digest=digest,
                 model=info.manifest.name,
                 at_ns=now_ns,
                 judge=judge,
-                blocks=tuple(blocks),
+                blocks=blocks,
+                labels=labels,
                 look=look,
                 first_looks=judge.first_looks[known:],
                 left_out=ready.left_out,
@@ -176,15 +201,6 @@ class Monitor:
     def _cursor(self, digest: Digest, device: DeviceId) -> int:
         return self._cursors.get((digest, device), 0)
 
-    def _block(self, digest: Digest, device: DeviceId) -> Block | None:
-        return self._windows.block(
-            digest,
-            device,
-            self._cursor(digest, device),
-            rows=self._config.horizon_rows,
-            seconds=self._config.horizon_seconds,
-        )
-
     def _keep(self, taken: _Taken, verdicts: Sequence[Verdict]) -> None:
         """One transaction: a look is counted once, also when the process dies in the middle."""
         digest, model, look, at_ns = taken.digest, taken.model, taken.look, taken.at_ns
@@ -192,15 +208,20 @@ class Monitor:
         with self._ledger.transaction():
             for (_, device), last in cursors.items():
                 self._ledger.put_cursor(digest, device, last)
+            for device, last in taken.labels.last.items():
+                self._ledger.put_label_cursor(digest, device, last)
+            for (index, device), (labelled, correct) in taken.labels.past.items():
+                self._ledger.amend_first_look(digest, index, device, labelled=labelled, correct=correct)
             for one in taken.first_looks:
                 self._ledger.put_first_look(digest, one)
-            self._ledger.put_look(digest, model, look, at_ns)
+            self._ledger.put_look(digest, model, look, at_ns, max(cursors.values(), default=0))
             events = self._ledger.put_traces(digest, model, taken.judge.book.traces, at_ns)
             self._ledger.put_verdicts(digest, verdicts)
             self._note(events)
             if look.wish is not None:
                 self._ask(taken, look.wish)
         self._cursors.update(cursors)
+        self._label_cursors.update({(digest, device): last for device, last in taken.labels.last.items()})
         self._next[digest] = look.index + 1
         self._waiting.pop(digest, None)
         for v in verdicts:
@@ -208,20 +229,14 @@ class Monitor:
                 "verdict kind=%s cohort=%s outcome=%s p=%.4g digest=%s reason=%r",
                 *(v.kind, v.cohort, v.outcome, v.p, v.digest, v.reason),
             )
-        self._spread(events)
+        _log(events)
 
-    def _note(self, events: Iterable[AlarmEvent]) -> None:
+    def _note(self, events: Sequence[AlarmEvent]) -> None:
+        """Part of the incidents' own transaction: what is told is what is kept."""
+        self._ledger.put_tellings(telling.tellings(self._fleet, events, self._sinks))
         for e in events:
             what = f"{e.what} incident {e.number}: {e.alarm.kind} of {e.alarm.cohort}"
             self._ledger.put_audit(_entry(what, e.why, e.model, e.at_ns))
-
-    def _spread(self, events: Iterable[AlarmEvent]) -> None:
-        for e in events:
-            log.info(
-                "incident_%s number=%d kind=%s severity=%s cohort=%s digest=%s why=%r",
-                *(e.what, e.number, e.alarm.kind, e.alarm.severity, e.alarm.cohort, e.digest, e.why),
-            )
-            self._tell(e)
 
     def _ask(self, taken: _Taken, wish: Wish) -> None:
         """Asks for a better model, in the look's own transaction, unless it was asked for or it is too soon."""
@@ -264,16 +279,6 @@ class Monitor:
             self._ledger.put_verdicts(digest, (verdict,))
 
 
-def _slice(index: int, blocks: Sequence[Block]) -> Slice:
-    readings = tuple(block.reading for block in blocks)
-    return Slice(
-        index=index,
-        start_ns=min((r.start_ns for r in readings), default=0),
-        end_ns=max((r.end_ns for r in readings), default=0),
-        readings=readings,
-    )
-
-
 def _serves(record: DeviceRecord | None, digest: Digest) -> bool:
     """Whether more windows of the artifact may come from the device: it is worth waiting for."""
     if record is None:
@@ -283,3 +288,11 @@ def _serves(record: DeviceRecord | None, digest: Digest) -> bool:
 
 def _entry(what: str, why: str, model: ModelName, now_ns: int) -> AuditEntry:
     return AuditEntry(at_ns=now_ns, who="monitor", what=what, why=why, model=model)
+
+
+def _log(events: Iterable[AlarmEvent]) -> None:
+    for e in events:
+        log.info(
+            "incident_%s number=%d kind=%s severity=%s cohort=%s digest=%s why=%r",
+            *(e.what, e.number, e.alarm.kind, e.alarm.severity, e.alarm.cohort, e.digest, e.why),
+        )

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from aggregator.core.accuracy import by_model
 from aggregator.records import DeviceRecord, Outlook, Selection
 from aggregator.stores import LedgerStore, WindowStore
 
@@ -27,11 +28,14 @@ def outlook(
     records = tuple(devices)
     heard_ns = now_ns - int(silent_seconds * 1e9)
     online = [record for record in records if record.online]
+    served = {(record.device, report.serving) for record in online for report in record.models}
     tracks = ledger.tracks()
     incidents = Counter(
-        (str(row["kind"]), str(row["severity"])) for row in ledger.table("open_incidents", MAX_ROWS)
+        (str(row["kind"]), str(row["severity"])) for row in ledger.table("open_severities", MAX_ROWS)
     )
-    verdicts = Counter((str(row["kind"]), str(row["outcome"])) for row in ledger.table("verdicts", MAX_ROWS))
+    verdicts = Counter(
+        (str(row["kind"]), str(row["outcome"])) for row in ledger.table("verdict_outcomes", MAX_ROWS)
+    )
     latency = []
     for model in sorted({track.model for track in tracks})[:MAX_MODELS]:
         histogram = windows.latency(Selection(model=model, last=LATENCY_WINDOWS))
@@ -44,9 +48,10 @@ def outlook(
         store=windows.figures(),
         verdicts=tuple((kind, outcome, n) for (kind, outcome), n in sorted(verdicts.items())),
         incidents=tuple((kind, severity, n) for (kind, severity), n in sorted(incidents.items())),
-        retrains=_counted(str(row["state"]) for row in ledger.table("retrains", MAX_ROWS)),
+        retrains=_counted(str(row["state"]) for row in ledger.table("retrain_states", MAX_ROWS)),
         rollouts=_counted(track.rollout.state for track in tracks if track.rollout is not None),
         latency=tuple(latency),
+        accuracies=by_model(truth for truth in windows.truths() if (truth.device, truth.digest) in served),
     )
 
 

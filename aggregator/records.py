@@ -27,12 +27,12 @@ class Arrival:
     judged: bool
 
 
-CAUSES: Final = ("topic", "payload", "kind", "sender", "counts", "layout", "overlap", "decoder")
+CAUSES: Final = ("topic", "payload", "kind", "sender", "counts", "layout", "overlap", "labels", "decoder")
 """Why a message is a dead letter, few enough to count by.
 
 In this order: no topic of a device; bytes that are no message; a message that devices do not send; one that belongs on
 another topic; counts beyond any honest window; counts that contradict the artifact's layout; windows counted once
-already; a mistake in the decoder.
+already; labels that contradict their artifact, or what their source told before; a mistake in the decoder.
 """
 
 
@@ -48,11 +48,16 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one committed batch came to: records new, known already, and refused for overlapping a stored one."""
+    """What one committed batch came to: records new, known already, and refused for overlapping a stored one.
+
+    ``labels`` are messages of labels that were new, ``contradictions`` say what was wrong with others.
+    """
 
     stored: int
     duplicates: int
     overlapping: int
+    labels: int = 0
+    contradictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,7 @@ class Batch:
     overlaps: int = 0
     events: int = 0
     statuses: int = 0
+    labels: int = 0
     dead: tuple[tuple[str, int], ...] = ()
     acks: int = 0
     unsaid: int = 0
@@ -85,7 +91,8 @@ class Selection:
 
     ``devices`` None means any device. ``since_ns`` and ``until_ns`` bound the time of receipt (from, up to
     but not including). ``last`` keeps the newest so many windows of what the other conditions let through; 0
-    keeps all.
+    keeps all. Part of a day that is rolled up cannot be answered for: such a question is refused, unless
+    ``leave_out_cut_days`` says that the answer may lack that day.
     """
 
     model: ModelName | None = None
@@ -95,6 +102,18 @@ class Selection:
     since_ns: int = 0
     until_ns: int = 2**63 - 1
     last: int = 0
+    leave_out_cut_days: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """When a window was received, under which number it is kept, and what it covers: rows answered or refused."""
+
+    number: int
+    received_ns: int
+    device: DeviceId
+    rows: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +141,60 @@ class DeviceTotals:
     labelled_squares: float = 0.0
     products: float = 0.0
     correct_squares: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTruth:
+    """How many of a device's rows of one artifact are known to be right, told by the device or by late labels.
+
+    Of the ``labelled`` rows, ``compared`` were predicted in windows that expected ``expected`` right answers of them
+    (the mean of their largest probabilities); ``compared_correct`` were right.
+    """
+
+    device: DeviceId
+    digest: Digest
+    model: ModelName
+    labelled: int
+    correct: int
+    compared: int = 0
+    compared_correct: int = 0
+    expected: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """What is known of an artifact's right answers in a cohort of devices, of all time; a device weighs as any other.
+
+    ``known`` is the mean share of right answers among the ``labelled`` rows of ``devices``. ``compared`` of them have
+    an estimate for the same times: ``estimated``, whose ``error`` is estimate minus truth of these devices and times.
+    Halves are those of 95 % intervals over devices; None with one.
+    """
+
+    model: ModelName
+    digest: Digest
+    cohort: str
+    devices: int
+    labelled: int
+    correct: int
+    known: float
+    half: float | None = None
+    compared: int = 0
+    estimated: float | None = None
+    estimated_half: float | None = None
+    error: float | None = None
+    error_half: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateLabels:
+    """One message of labels as it is kept; ``number`` rises in the order in which they were stored."""
+
+    number: int
+    device: DeviceId
+    start_ns: int
+    end_ns: int
+    labelled: int
+    correct: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +272,8 @@ class Outlook:
 
     ``silent`` devices are online and were not heard for a while. ``verdicts`` counts what stands by (kind, outcome),
     ``incidents`` the open ones by (kind, severity), ``retrains`` requests by state, ``rollouts`` each track's newest by
-    state. ``latency`` holds (model, quantile, nanoseconds) of the newest windows.
+    state. ``latency`` holds (model, quantile, nanoseconds) of the newest windows, ``accuracies`` what is known of the
+    right answers of each artifact that is served.
     """
 
     known: int
@@ -211,6 +285,7 @@ class Outlook:
     retrains: tuple[tuple[str, int], ...] = ()
     rollouts: tuple[tuple[str, int], ...] = ()
     latency: tuple[tuple[str, float, float], ...] = ()
+    accuracies: tuple[Accuracy, ...] = ()
 
 
 # ── rollouts ───────────────────────────────────────────────────────────────────────────────────────────
@@ -314,3 +389,41 @@ class RetrainRequest:
     at_ns: int
     why: str
     document: str
+
+
+# ── alarms on their way to whoever is told ─────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """One alarm event for one sink: ``text`` is what it is told, JSON with a stable ``id``.
+
+    ``number`` is the ledger's and rises; 0 until it is kept.
+    """
+
+    number: int = 0
+    sink: str
+    incident: int
+    at_ns: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How an attempt at a telling ended: ``reason`` is empty when the sink has it, else why it has not.
+
+    ``final`` says that the sink refuses this very text: another attempt would end likewise.
+    """
+
+    number: int
+    reason: str = ""
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """What waits for a sink, and whether its last attempts failed."""
+
+    sink: str
+    waiting: int
+    failing: bool

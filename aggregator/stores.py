@@ -4,9 +4,9 @@ An implementation of either must pass its conformance kit in ``tests/support``. 
 the methods' own words are with the implementations.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from aggregator.looks import AlarmEvent, Block, Look, Slice, Trace, Verdict
 from aggregator.records import (
@@ -15,28 +15,42 @@ from aggregator.records import (
     DeadLetter,
     DeviceRecord,
     DeviceTotals,
+    DeviceTruth,
+    LateLabels,
     Lease,
+    Receipt,
     Request,
     RetrainRequest,
     Rollout,
     Selection,
     Stored,
     StoreFigures,
+    Telling,
     Track,
 )
 from edge_runtime.contract.errors import SkiffError
-from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName
+from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName, SourceId
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.messages import Event, Window
+from edge_runtime.contract.messages import Event, Labels, Window
 from edge_runtime.contract.profile import Profile
+
+NEWEST: Final = 2**63 - 1
+"""Above every window's number, and after every time of receipt."""
 
 
 class StoreError(SkiffError):
     """A store refused or failed: disk full, connection lost, read-only. Nothing of the transaction is kept."""
 
 
+class CutDay(StoreError):
+    """Part of a day is asked for that is rolled up; the message says which day, and what can be asked instead."""
+
+
 class WindowStore(Protocol):
-    """Telemetry: windows counted once each, merged and counted by filter."""
+    """Telemetry: windows counted once each, merged and counted by filter.
+
+    `profiles`, `latency` and `totals` raise `CutDay`.
+    """
 
     def close(self) -> None:
         """Lets go of the store; what was appended stays."""
@@ -47,8 +61,12 @@ class WindowStore(Protocol):
         events: Sequence[Event],
         dead: Sequence[DeadLetter],
         received_ns: int,
+        *,
+        labels: Sequence[Labels] = (),
     ) -> Stored:
-        """Commits a batch whole, durable on return; each (device, session, seq) once, for ever."""
+        """Commits a batch whole, durable on return; each (device, session, seq) once, for ever, and each
+        (device, source, seq) of labels.
+        """
 
     def settle(self, digest: Digest, check: Callable[[Profile], object]) -> tuple[int, int]:
         """Judges some of what came before its artifact was known: (accepted, rejected), (0, 0) at the end."""
@@ -63,12 +81,28 @@ class WindowStore(Protocol):
         """Every (artifact, device) that ever sent a window, with the number of its newest."""
 
     def pending(self, digest: Digest, device: DeviceId, after: int) -> tuple[int, float, int]:
-        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``."""
+        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``.
+
+        Rows are those answered and those refused, here and in `block` and `receipts`.
+        """
 
     def block(
-        self, digest: Digest, device: DeviceId, after: int, *, rows: int, seconds: float
+        self,
+        digest: Digest,
+        device: DeviceId,
+        after: int,
+        *,
+        rows: int,
+        seconds: float,
+        upto: int = NEWEST,
     ) -> Block | None:
-        """The newest windows above ``after`` that cover ``rows`` and ``seconds``, merged."""
+        """The newest windows above ``after`` that cover ``rows`` and ``seconds``, merged.
+
+        Those numbered above ``upto`` are left out.
+        """
+
+    def receipts(self, digest: Digest) -> tuple[Receipt, ...]:
+        """The artifact's judged windows that are kept one by one, by their numbers."""
 
     def windows(self, selection: Selection) -> Iterator[Window]:
         """The selected windows, oldest first, as far as they are kept one by one."""
@@ -81,6 +115,18 @@ class WindowStore(Protocol):
 
     def totals(self, selection: Selection) -> tuple[DeviceTotals, ...]:
         """Counts per device and artifact."""
+
+    def truths(self, digest: Digest | None = None) -> tuple[DeviceTruth, ...]:
+        """What is known of the right answers, by device and artifact, of all time."""
+
+    def late(self, digest: Digest, after: Mapping[DeviceId, int]) -> tuple[LateLabels, ...]:
+        """The labels of an artifact, of each device those numbered above ``after``."""
+
+    def periods(self, source: SourceId) -> tuple[int, ...]:
+        """The different lengths of the periods that a source told labels of, in nanoseconds."""
+
+    def twins(self, told: Sequence[Labels]) -> dict[str, int]:
+        """How many of these another source told with the same counts, by its name."""
 
     def wire_bytes(self, selection: Selection, quantile: float = 0.5) -> int:
         """A quantile of the size on the wire."""
@@ -141,11 +187,30 @@ class ControlLedger(Protocol):
         """The newest rows of a table, for people."""
 
 
+class TellingLedger(Protocol):
+    """Alarm events on their way to whoever is told: an outbox, written in the transaction of their incident."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """See `ControlLedger.transaction`."""
+
+    def put_tellings(self, tellings: Iterable[Telling]) -> None:
+        """Keeps what is to be told, under numbers that rise and are never given twice."""
+
+    def tellings(self, after: int = 0) -> tuple[Telling, ...]:
+        """What was not told yet and is numbered above ``after``, in the order it was put."""
+
+    def put_told(self, numbers: Collection[int]) -> None:
+        """Forgets what was told, or given up; numbers that are not there are none."""
+
+
 class DriftLedger(Protocol):
     """What the monitor remembers between looks, and what it asks for."""
 
     def transaction(self) -> AbstractContextManager[None]:
         """See `ControlLedger.transaction`."""
+
+    def put_tellings(self, tellings: Iterable[Telling]) -> None:
+        """See `TellingLedger.put_tellings`."""
 
     def put_audit(self, e: AuditEntry) -> None:
         """Appends to the audit log."""
@@ -156,8 +221,8 @@ class DriftLedger(Protocol):
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every standing verdict, newest look first."""
 
-    def put_look(self, digest: Digest, model: ModelName, look: Look, at_ns: int) -> None:
-        """Keeps what a look came to, for people."""
+    def put_look(self, digest: Digest, model: ModelName, look: Look, at_ns: int, newest: int = 0) -> None:
+        """Keeps what a look came to, for people, and the newest window that was part of it, for a replay."""
 
     def next_look(self, digest: Digest) -> int:
         """The number of the artifact's next look."""
@@ -189,6 +254,17 @@ class DriftLedger(Protocol):
 
     def acknowledge(self, number: int, *, by: str, at_ns: int) -> bool:
         """Somebody has seen an incident, in a transaction of its own; any process may."""
+
+    def amend_first_look(
+        self, digest: Digest, look: int, device: DeviceId, *, labelled: int, correct: int
+    ) -> None:
+        """Adds late labels to what is kept of a device's first look."""
+
+    def put_label_cursor(self, digest: Digest, device: DeviceId, last: int) -> None:
+        """A look has used the device's late labels up to ``last``."""
+
+    def label_cursors(self) -> dict[tuple[Digest, DeviceId], int]:
+        """The newest late labels that a look has used."""
 
     def put_cursor(self, digest: Digest, device: DeviceId, last: int) -> None:
         """A look has used the device's windows up to ``last``."""
@@ -230,5 +306,5 @@ class LeaseLedger(Protocol):
         """From now on every transaction raises `LeaseLost` unless ``lease``'s holder still has that term."""
 
 
-class LedgerStore(ControlLedger, DriftLedger, LeaseLedger, Protocol):
+class LedgerStore(ControlLedger, DriftLedger, TellingLedger, LeaseLedger, Protocol):
     """The whole control state."""

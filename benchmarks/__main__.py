@@ -19,6 +19,7 @@ from benchmarks import (
     drift_peers,
     ingest,
     judging,
+    merging,
     predict,
     swaps,
     update,
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("update", update.run),
         ("ingest", ingest.run),
         ("judging", judging.run),
+        ("merging", merging.run),
     ):
         _tell(name)
         found[name] = run()
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(calibration_text.markdown(found["calibration"]), end="\n\n")
     if given.drift_peers:
         found["drift_peers"] = drift_peers.run()
-        print("\n".join(drift_peers.table(found["drift_peers"])), end="\n\n")
+        print(drift_peers.markdown(found["drift_peers"]), end="\n\n")
     if given.json:
         figures = {"machine": platform.platform(), "python": platform.python_version(), **found}
         given.json.write_text(json.dumps(figures, indent=2, default=asdict) + "\n", encoding="utf-8")

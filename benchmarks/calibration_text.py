@@ -16,25 +16,31 @@ FLEET_KINDS: Final = ("drift", "skew")
 OUTPUT_KINDS: Final = ("prediction", "performance")
 DEVICE_KINDS: Final = ("sensor", "quality")
 _CONFIDENCE: Final = 0.95
+NOMINAL_BOUND: Final = 0.06
 _FALSE: Final = """\
-Nominal: {level:.0%} of the runs of {windows} windows (or as many as it says), all alarms of all kinds together.
-In brackets the exact 95 % interval."""
+How many runs had any alarm, of any kind, in any window; nominal are {level:.0%} of the runs. In brackets the exact
+two-sided 95 % interval. **Bold**: its upper end is above {bound:.0%}."""
 _POWER: Final = """\
-The share of {faulty} runs in which the right column was named, in brackets its exact 95 % interval in percent, and the
-median number of whole windows that passed since the fault began (0: at once). The raw tests see all rows and alarm in
-at most {level:.0%} of {matched} drift-free runs of the scenario. **Bold**: a raw test is better than skiff."""
+The share of runs in which the right column was named, in brackets its exact 95 % interval in percent, and the median
+number of whole windows that passed since the fault began (0: at once). The raw tests see all rows and alarm in at most
+{level:.0%} of the drift-free runs of the scenario ({matched}). **Bold**: a raw test was more often right, or as often
+and sooner."""
+_ATTRIBUTION: Final = """\
+One to three sensors broke, or the fleet shifted; of the runs in which the column was named, how often it was told which
+of the two: exactly the broken devices blamed and no fleet verdict, or a fleet verdict and no sensor blamed. In brackets
+the exact 95 % interval."""
 
 Run = Mapping[str, Any]
 Row = dict[str, Any]
 
 
-def report(runs: Sequence[Run], *, size: Mapping[str, int], level: float, start: int) -> dict[str, Any]:
+def report(runs: Sequence[Run], *, level: float, start: int) -> dict[str, Any]:
     """Everything the tables show; ``level`` is the nominal rate of false alarms per run, faults begin at ``start``."""
     return {
-        "size": dict(size),
         "level": level,
         "start": start,
         "false_alarms": _false_alarms(runs),
+        "matched": {name: len(group) for (name,), group in _groups(_matched(runs), "scenario").items()},
         "power": _power(runs, level, start),
         "attribution": _attribution(runs, start),
         "seconds": _seconds(runs),
@@ -67,47 +73,50 @@ def _groups(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]
 
 
 def _false_alarms(runs: Sequence[Run]) -> list[Row]:
-    """One row for each drift-free scenario, its number of windows and its arm."""
-    rows = []
-    clean = [run for run in runs if not run["fault"]]
-    for (kind, scenario, windows), group in _groups(clean, "kind", "scenario", "windows").items():
-        name = scenario if kind == "clean" else f"{scenario}, one column of categories"
-        for arm in group[0]["arms"]:
-            wrong = [run for run in group if run["alarms"][arm]]
-            kinds: dict[str, int] = {}
-            for run in wrong:
-                for found in {alarm["kind"] for alarm in run["alarms"][arm]}:
-                    kinds[found] = kinds.get(found, 0) + 1
-            rows.append(
-                {
-                    "scenario": name,
-                    "windows": windows,
-                    "arm": arm,
-                    **share(len(wrong), len(group)),
-                    "kinds": kinds,
-                    "seeds": [run["seed"] for run in wrong],
-                    "examples": [run["alarms"][arm][0]["why"] for run in wrong[:3]],
-                }
-            )
-    return rows
+    """One row for each drift-free scenario, its number of windows and its arm; the long runs last."""
+    clean = sorted((run for run in runs if run["kind"] == "clean"), key=lambda run: int(run["windows"]))
+    return [
+        {"scenario": scenario, "windows": windows, "arm": arm, **_alarmed(group, arm)}
+        for (scenario, windows), group in _groups(clean, "scenario", "windows").items()
+        for arm in group[0]["arms"]
+    ]
+
+
+def _alarmed(group: Sequence[Run], arm: str) -> Row:
+    wrong = [run for run in group if run["alarms"][arm]]
+    kinds: dict[str, int] = {}
+    for run in wrong:
+        for found in sorted({alarm["kind"] for alarm in run["alarms"][arm]}):
+            kinds[found] = kinds.get(found, 0) + 1
+    return {
+        **share(len(wrong), len(group)),
+        "kinds": kinds,
+        "seeds": [run["seed"] for run in wrong],
+        "examples": [run["alarms"][arm][0]["why"] for run in wrong[:3]],
+    }
+
+
+def _matched(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run["kind"] == "clean" and run["raw"]]
 
 
 def _power(runs: Sequence[Run], level: float, start: int) -> list[Row]:
     """One row for each scenario, arm and fault: how often the right column was named, and after how many windows."""
+    limits = {
+        (scenario, arm, name): threshold([run["raw"][arm][name][0] for run in group], level)
+        for (scenario,), group in _groups(_matched(runs), "scenario").items()
+        for arm in group[0]["raw"]
+        for name in TESTS
+    }
     faulty = [run for run in runs if run["kind"] == "faulty"]
-    limits: dict[tuple[str, str, str], float] = {}
-    for (scenario,), group in _groups((run for run in faulty if not run["fault"]), "scenario").items():
-        for arm in group[0]["raw"]:
-            for name in TESTS:
-                limits[scenario, arm, name] = threshold([run["raw"][arm][name][0] for run in group], level)
     rows = []
-    for (scenario, fault), group in _groups((r for r in faulty if r["fault"]), "scenario", "fault").items():
+    for (scenario, fault), group in _groups(faulty, "scenario", "fault").items():
         for arm in group[0]["arms"]:
             row: Row = {"scenario": scenario, "arm": arm, "fault": fault, "runs": len(group)}
             row["skiff"] = _delays([_delay(run, arm, start) for run in group])
             row["others named"] = sum(_others(run, arm, start) for run in group)
             for name in TESTS:
-                if group[0]["raw"].get(arm):
+                if group[0]["raw"].get(arm) and (scenario, arm, name) in limits:
                     limit = limits[scenario, arm, name]
                     row[name] = _delays([_passes(run["raw"][arm][name], limit) for run in group])
             row["lost to"] = [name for name in TESTS if name in row and _beats(row[name], row["skiff"])]
@@ -191,36 +200,34 @@ def _attributed(run: Run, arm: str, start: int) -> bool | None:
 
 
 def _seconds(runs: Sequence[Run]) -> Row:
-    """Processor seconds of a look, the median over runs of the usual length; one arm judges once a window."""
+    """Processor seconds of a look, the median over runs; one arm judges once a window."""
     looks = [run["seconds"]["judge"] / (run["windows"] * len(run["arms"])) for run in runs]
-    return {"judge_ms_per_window": round(1e3 * statistics.median(looks), 1)}
+    return {"judge_ms_per_window": round(1e3 * statistics.median(looks), 1) if looks else None}
 
 
 # ── tables ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The tables, with a sentence on each."""
-    size = found["size"]
-    text = [
-        "### Drift-free runs with any alarm",
-        "",
-        _FALSE.format(level=found["level"], **size),
-        "",
-        *_false_table(found["false_alarms"]),
-        "",
-        "### Faults named, and windows until then",
-        "",
-        _POWER.format(level=found["level"], **size),
-        "",
-        *_power_table(found["power"]),
-        "",
-        "### Broken sensors and shifts of the fleet, told apart",
-        "",
-        *_attribution_table(found["attribution"]),
-        "",
-        f"One look costs {found['seconds']['judge_ms_per_window']} ms of processor time, the median over all runs.",
-    ]
+    """The tables, with a sentence on each; a part without runs is left out."""
+    level = found["level"]
+    text = []
+    if found["false_alarms"]:
+        said = _FALSE.format(level=level, bound=NOMINAL_BOUND)
+        text += ["### Drift-free runs with any alarm", "", said, "", *_false_table(found["false_alarms"]), ""]
+    if found["power"]:
+        matched = ", ".join(f"{name}: {count}" for name, count in found["matched"].items())
+        said = _POWER.format(level=level, matched=matched or "none were run")
+        text += ["### Faults named, and windows until then", "", said, "", *_power_tables(found["power"])]
+    if found["attribution"]:
+        table = _attribution_table(found["attribution"])
+        text += ["### Broken sensors and shifts of the fleet, told apart", "", _ATTRIBUTION, "", *table, ""]
+    cost = found["seconds"]["judge_ms_per_window"]
+    text.append(
+        "No run was made."
+        if cost is None
+        else f"One look cost {cost} ms of processor time, in the median run."
+    )
     return "\n".join(text)
 
 
@@ -233,8 +240,10 @@ def _false_table(rows: Sequence[Row]) -> list[str]:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     cells: dict[tuple[str, int], dict[str, str]] = {}
     for row in rows:
+        text = _share(row["count"], row["runs"])
+        if row["high"] > NOMINAL_BOUND:
+            text = f"**{text}**"
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(row["kinds"].items()))
-        text = f"{row['count']} of {row['runs']} ({row['low']:.1%} to {row['high']:.1%})"
         cells.setdefault((row["scenario"], row["windows"]), {})[row["arm"]] = text + (
             f": {kinds}" if kinds else ""
         )
@@ -242,16 +251,39 @@ def _false_table(rows: Sequence[Row]) -> list[str]:
         [scenario, str(windows), *(found.get(arm, "-") for arm in arms)]
         for (scenario, windows), found in cells.items()
     ]
-    return _table(["scenario", "windows", *arms], body)
+    usual = min(row["windows"] for row in rows)
+    sums = []
+    for arm in arms:
+        mine = [row for row in rows if row["arm"] == arm and row["windows"] == usual]
+        sums.append(
+            _share(sum(row["count"] for row in mine), sum(row["runs"] for row in mine)) if mine else "-"
+        )
+    return _table(["scenario", "windows", *arms], [*body, ["all", str(usual), *sums]])
 
 
-def _power_table(rows: Sequence[Row]) -> list[str]:
-    body = []
-    for row in rows:
-        cells = [row["scenario"], row["arm"], row["fault"], _cell(row["skiff"], lost=bool(row["lost to"]))]
-        cells += [_cell(row[name], lost=False) if name in row else "-" for name in TESTS]
-        body.append([*cells, str(row["others named"])])
-    return _table(["scenario", "against", "fault", "skiff", *TESTS, "runs with others named, too"], body)
+def _share(count: int, runs: int) -> str:
+    low, high = interval(count, runs)
+    return f"{count} of {runs} ({low:.1%} to {high:.1%})"
+
+
+def _power_tables(rows: Sequence[Row]) -> list[str]:
+    """One for each scenario and past."""
+    text = []
+    for (scenario, arm), group in _groups(rows, "scenario", "arm").items():
+        lost = sum(bool(row["lost to"]) for row in group)
+        body = [
+            [
+                row["fault"],
+                str(row["runs"]),
+                _cell(row["skiff"], lost=bool(row["lost to"])),
+                *(_cell(row[name], lost=False) if name in row else "-" for name in TESTS),
+                str(row["others named"]),
+            ]
+            for row in group
+        ]
+        text += [f"Scenario `{scenario}`, arm `{arm}`; {lost} of {len(group)} lost:", ""]
+        text += [*_table(["fault", "runs", "skiff", *TESTS, "others named, too"], body), ""]
+    return text
 
 
 def _cell(found: Row, *, lost: bool) -> str:
@@ -271,21 +303,24 @@ def _attribution_table(rows: Sequence[Row]) -> list[str]:
         ]
         for row in rows
     ]
-    for broken, name in ((True, "broken sensors, all"), (False, "shifts, all")):
-        mine = [row for row in rows if row["broken"] is broken]
-        right, named, runs = (sum(row[key] for row in mine) for key in ("right", "named", "runs"))
-        if named:
-            low, high = interval(right, named)
-            text = f"{right} of {named} ({low:.1%} to {high:.1%})"
-            body.append(["", "", name, f"{named} of {runs}", text])
-    return _table(["scenario", "against", "what", "named", "rightly told"], body)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        for broken, name in ((True, "broken sensors, all"), (False, "shifts, all"), (None, "**all**")):
+            mine = [row for row in rows if row["arm"] == arm and broken in {None, row["broken"]}]
+            right, named, runs = (sum(row[key] for row in mine) for key in ("right", "named", "runs"))
+            if named:
+                body.append(["all", arm, name, f"{named} of {runs}", _share(right, named)])
+    return _table(["scenario", "arm", "what", "named", "rightly told"], body)
 
 
 def write(found: Mapping[str, Any], page: Path = PAGE) -> None:
     """Puts the tables between the marks of the page; raises ValueError where a mark is missing."""
-    text = page.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page}: no block between {BEGIN!r} and {END!r}")
-    page.write_text(f"{head}{BEGIN}\n\n{markdown(found)}\n\n{END}{tail}", encoding="utf-8")
+    fill(page, BEGIN, END, markdown(found))
+
+
+def fill(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts ``text`` between two marks of a page; raises ValueError where a mark is missing."""
+    head, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, last, tail = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"{page}: no block between {begin!r} and {end!r}")
+    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")

@@ -9,7 +9,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 READY: Final = b"ready\n"
-RECEIVE_MAXIMUM: Final = 1000
+RECEIVE_MAXIMUM: Final = 2000
 """As the aggregator's."""
 
 

@@ -1,10 +1,11 @@
 """One peer on many fleets, in the peer's own environment: needs nothing of skiff.
 
-    python drift_peer_child.py PEER FOLDER
+    python drift_peer_child.py PEER FOLDER [NAME ...]
 
-Each folder in FOLDER has ``reference.parquet`` and ``data.parquet`` with a column ``window`` and the features. A line
-of JSON on stdout per fleet: its name, and per window the names of the columns that the peer says have drifted, by its
-own defaults.
+Each folder in FOLDER, or those named, has ``reference.parquet`` and ``data.parquet`` with a column ``window`` and the
+features. A line of JSON on stdout per fleet: its name, and per window the names of the columns that the peer says have
+drifted, by its own defaults. For ``cbpe`` the columns are ``score``, ``prediction`` and ``label``, and what it says of
+each window is ``[estimated accuracy, whether it alerts]``.
 """
 
 import importlib
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -77,7 +79,26 @@ def pooled_ks(reference: pd.DataFrame, windows: list[pd.DataFrame]) -> Named:
     return [[column for column in reference.columns if drifted(window, column)] for window in windows]
 
 
-PEERS: dict[str, Callable[[pd.DataFrame, list[pd.DataFrame]], Named]] = {
+def cbpe(reference: pd.DataFrame, windows: list[pd.DataFrame]) -> list[tuple[float, bool]]:
+    """NannyML's `CBPE`: the accuracy that scores promise, calibrated on the reference's labels if that helps."""
+    package = importlib.import_module("nannyml")
+    estimator = package.CBPE(
+        problem_type="classification_binary",
+        y_pred_proba="score",
+        y_pred="prediction",
+        y_true="label",
+        metrics=["accuracy"],
+        chunk_size=len(windows[0]),
+    )
+    estimator.fit(reference)
+    data = pd.concat(windows).drop(columns="label").reset_index(drop=True)
+    table = estimator.estimate(data).filter(period="analysis").to_df()
+    values, alerts = (table["accuracy", what].to_numpy() for what in ("value", "alert"))
+    return [(float(value), bool(alert)) for value, alert in zip(values, alerts, strict=True)]
+
+
+PEERS: dict[str, Callable[[pd.DataFrame, list[pd.DataFrame]], Any]] = {
+    "cbpe": cbpe,
     "evidently": evidently,
     "nannyml": nannyml,
     "whylogs": whylogs,
@@ -86,9 +107,11 @@ PEERS: dict[str, Callable[[pd.DataFrame, list[pd.DataFrame]], Named]] = {
 
 
 def main() -> int:
-    peer, folder = sys.argv[1], Path(sys.argv[2])
+    peer, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     warnings.simplefilter("ignore")
     for fleet in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if names and fleet.name not in names:
+            continue
         reference = pd.read_parquet(fleet / "reference.parquet").drop(columns="window")
         data = pd.read_parquet(fleet / "data.parquet")
         windows = [window.drop(columns="window") for _, window in data.groupby("window")]

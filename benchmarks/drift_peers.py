@@ -1,23 +1,20 @@
 """Evidently, NannyML and whylogs, with their defaults, on the fleets that skiff is judged by.
 
-    python -m benchmarks.drift_peers [--quick] [--cache FOLDER] [--json FILE]
+    python -m benchmarks.drift_peers [--quick] [--cache FOLDER] [--runs FILE] [--json FILE] [--docs [PAGE]]
 
-Each peer lives in an environment of its own, made on demand with the versions of ``peer_environments``, and reads the
-rows of all devices from files; `benchmarks.drift_peer_child` tells how it is asked. The same history of the same
-devices is everybody's reference. A drift-free fleet *alarmed* when any column was named in any window. A shift was
-*found* when its column was named in some window after it began and in none before.
+Each peer lives in an environment of its own (`benchmarks.environments`) and reads the rows of all devices from files;
+`benchmarks.drift_peer_child` tells how it is asked. The same history of the same devices is everybody's reference. A
+drift-free fleet *alarmed* when any column was named in any window. A shift was *found* when its column was named in
+some window after it began and in none before. `benchmarks.label_free` compares the estimates of accuracy. With
+``--runs`` the answers are kept in a file, and an interrupted comparison goes on where it was.
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import venv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,24 +22,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.calibration import judge
-from benchmarks.calibration_text import share
+from aggregator.config import DriftConfig
+from benchmarks import label_free
+from benchmarks.calibration_runs import judge
+from benchmarks.calibration_text import PAGE, fill, share
+from benchmarks.environments import CACHE, HERE, OURS, ask, environment
+from benchmarks.run_cache import Cache, digest_of, key_of
 from tests.simulators.streams import SCENARIOS, Fault, Fleet
 
-HERE: Final = Path(__file__).resolve().parent
-CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "skiff" / "drift-peers"
 PEERS: Final = ("evidently", "nannyml", "whylogs")
 POOLED: Final = "scipy"
 """Pooled Kolmogorov-Smirnov with Bonferroni over columns; scipy is here already."""
 
+BEGIN: Final = "<!-- peers: written by python -m benchmarks.drift_peers --docs -->"
+END: Final = "<!-- peers: end -->"
 WINDOWS: Final = 10
 START: Final = 5
 WINDOW_SECONDS: Final = 8640
 """The history covers one day, and so does what is judged."""
 ROWS: Final = 50
 COLUMN: Final = 7
-INSTALL_SECONDS: Final = 1800
-RUN_SECONDS: Final = 7200
 
 CLEAN: Final = ("iid", "ar", "heterogeneous", "together", "cycle")
 SHIFTED: Final = ("iid", "heterogeneous", "together")
@@ -54,6 +53,10 @@ SHIFTS: Final[Mapping[str, Fault]] = {
     "missing": Fault("missing", 0.2),
     "clipped": Fault("clipped", 0.5),
 }
+
+_SAID: Final = """\
+Everything at its defaults; `scipy` is Kolmogorov-Smirnov on pooled rows with Bonferroni over columns. In brackets the
+exact 95 % interval."""
 
 Named = list[set[str]]
 """The columns named in each window."""
@@ -118,49 +121,6 @@ def write(case: Case, folder: Path) -> None:
         pq.write_table(pa.concat_tables(tables), folder / f"{name}.parquet")
 
 
-def environment(peer: str, cache: Path) -> Path | str:
-    """The Python of the peer's own environment, made where it is missing or its pins changed; or why there is none."""
-    pins = HERE / "peer_environments" / f"{peer}.txt"
-    wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
-    folder = cache / peer
-    stamp, python = folder / "pins.sha256", folder / "bin" / "python"
-    if stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
-        return python
-    _tell(f"installing {peer} in {folder}")
-    try:
-        venv.create(folder, with_pip=True, clear=True)
-        command = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-            str(pins),
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    except subprocess.CalledProcessError as e:
-        text = e.stderr if isinstance(e.stderr, str) else ""
-        errors = [line for line in text.splitlines() if line.startswith("ERROR")]
-        return f"not installed: {(errors or text.splitlines() or [str(e)])[-1]}"
-    except (OSError, subprocess.TimeoutExpired) as e:
-        return f"not installed: {e}"
-    stamp.write_text(wanted, encoding="ascii")
-    return python
-
-
-def ask(python: Path | str, peer: str, folder: Path) -> Iterator[tuple[str, Named]]:
-    """What the peer names in each window of each fleet in ``folder``; raises RuntimeError where it fails."""
-    command = [str(python), str(HERE / "drift_peer_child.py"), peer, str(folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=RUN_SECONDS)
-    if done.returncode:
-        raise RuntimeError(f"{peer} failed: {(done.stderr.splitlines() or ['no output'])[-1]}")
-    for line in done.stdout.splitlines():
-        found = json.loads(line)
-        yield found["fleet"], [set(named) for named in found["windows"]]
-
-
 def skiff(case: Case) -> Named:
     """The columns with an incident in each window, of any kind; ``outputs`` stands for those of the model's answers."""
     named: Named = [set() for _ in range(WINDOWS)]
@@ -190,39 +150,89 @@ def found_newly(named: Named, column: str) -> bool:
     )
 
 
-def run(todo: Sequence[Case] | None = None, *, cache: Path = CACHE) -> list[dict[str, Any]]:
-    """One row for each peer, skiff first; a peer that cannot run has a ``reason`` instead of figures."""
-    todo = cases() if todo is None else todo
+def answers(
+    peer: str, todo: Sequence[Case], folder: Path, cache: Path, kept: Cache
+) -> Mapping[str, Named] | str:
+    """What ``peer`` named in each window of each case, or why it says nothing; ``folder`` takes the rows."""
+    keys = {case.name: key_of({"peer": peer, **asdict(case)}) for case in todo}
+    missing = [case for case in todo if kept.get(keys[case.name]) is None]
+    if missing:
+        _tell(f"{peer}: {len(missing)} of {len(todo)} fleets")
+        python = sys.executable if peer == POOLED else environment(peer, cache)
+        if isinstance(python, str) and peer != POOLED:
+            return python
+        for case in missing:
+            if not (folder / case.name).exists():
+                write(case, folder / case.name)
+        try:
+            for found in ask(python, peer, folder, [case.name for case in missing]):
+                kept.add(keys[found["fleet"]], {"windows": found["windows"], "seconds": found["seconds"]})
+        except RuntimeError as e:
+            return str(e)
+    runs = {name: kept.get(key) for name, key in keys.items()}
+    return {name: [set(named) for named in found["windows"]] for name, found in runs.items() if found}
+
+
+def own(todo: Sequence[Case], kept: Cache) -> Mapping[str, Named]:
+    """What skiff named."""
+    found = {}
+    for case in todo:
+        key = key_of({"peer": "skiff", **asdict(case)})
+        done = kept.get(key)
+        if done is None:
+            done = {"windows": [sorted(named) for named in skiff(case)]}
+            kept.add(key, done)
+        found[case.name] = [set(named) for named in done["windows"]]
+    return found
+
+
+def engine() -> str:
+    """The digest of what skiff's own answers depend on."""
+    return digest_of(
+        ["benchmarks.calibration_runs", __name__],
+        [DriftConfig(), np.__version__],
+        without=["aggregator.config", "benchmarks.run_cache"],
+    )
+
+
+def others() -> str:
+    """The digest of what the peers' answers depend on: their pins, how they are asked, and the rows."""
+    pins = [(HERE / "peer_environments" / f"{peer}.txt").read_text(encoding="utf-8") for peer in PEERS]
+    setting = [WINDOWS, START, WINDOW_SECONDS, ROWS, COLUMN, SHIFTS, np.__version__]
+    return digest_of(
+        ["benchmarks.drift_peer_child", "tests.simulators.streams"], [*pins, *setting], without=OURS
+    )
+
+
+def run(
+    todo: Sequence[Case] | None = None, *, cache: Path = CACHE, runs: Path | None = None, seeds: int = 3
+) -> dict[str, Any]:
+    """``drift``: a row for each peer, skiff first, with a ``reason`` where one cannot run; and ``label_free``."""
+    todo = cases(seeds=seeds) if todo is None else todo
     _tell("skiff")
-    rows: list[dict[str, Any]] = [{"peer": "skiff", **score(todo, {case.name: skiff(case) for case in todo})}]
+    ours, theirs = Cache(runs, engine()), Cache(runs, others())
+    rows: list[dict[str, Any]] = [{"peer": "skiff", **score(todo, own(todo, ours))}]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for case in todo:
-            write(case, folder / case.name)
         for peer in (POOLED, *PEERS):
-            _tell(peer)
-            python = sys.executable if peer == POOLED else environment(peer, cache)
-            if isinstance(python, str) and peer != POOLED:
-                rows.append({"peer": peer, "reason": python})
-                continue
-            try:
-                rows.append({"peer": peer, **score(todo, dict(ask(python, peer, folder)))})
-            except (RuntimeError, subprocess.TimeoutExpired) as e:
-                rows.append({"peer": peer, "reason": str(e)})
-    return rows
+            found = answers(peer, todo, Path(scratch), cache, theirs)
+            rows.append(
+                {"peer": peer, **({"reason": found} if isinstance(found, str) else score(todo, found))}
+            )
+    return {"drift": rows, "label_free": label_free.run(cache=cache, runs=runs, seeds=seeds)}
 
 
 def _tell(what: str) -> None:
     print(f"... {what}", file=sys.stderr)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of Markdown."""
+def markdown(found: Mapping[str, Any]) -> str:
+    """Both tables."""
     lines = ["| | drift-free fleets that alarmed | clear shifts found |", "| --- | --- | --- |"]
-    for row in rows:
+    for row in found["drift"]:
         cells = [_cell(row["alarmed"]), _cell(row["found"])] if "alarmed" in row else [row["reason"], "-"]
         lines.append(f"| {row['peer']} | {' | '.join(cells)} |")
-    return lines
+    text = ["### Named columns", "", _SAID, "", *lines, "", "### Accuracy without labels", ""]
+    return "\n".join([*text, label_free.SAID, "", *label_free.table(found["label_free"])])
 
 
 def _cell(found: Mapping[str, Any]) -> str:
@@ -231,15 +241,25 @@ def _cell(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m benchmarks.drift_peers``."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drift_peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.drift_peers", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="one drift-free fleet of each kind, not three")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the peers are installed")
+    parser.add_argument(
+        "--runs", type=Path, help="keep the answers in this file, and use those that are there"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument(
+        "--docs", type=Path, nargs="?", const=PAGE, help="write the tables into this page (%(const)s), too"
+    )
     given = parser.parse_args(arguments)
-    rows = run(cases(seeds=1 if given.quick else 3), cache=given.cache)
-    print("\n".join(table(rows)))
+    found = run(cache=given.cache, runs=given.runs, seeds=1 if given.quick else 3)
+    print(markdown(found))
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if given.docs:
+        fill(given.docs, BEGIN, END, markdown(found))
     return 0
 
 

@@ -223,3 +223,15 @@ def _settle(port: int, traffic: Traffic, acks: Acks) -> None:
         time.sleep(2.0)
     time.sleep(2.0)
     acks.forget()
+
+
+def main() -> int:
+    """Entry point of ``python -m benchmarks.ingest``."""
+    for row in run():
+        for name, figure in row.items():
+            print(f"{name}: {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,17 +5,18 @@ same scenario (`threshold`), so that these tests alarm as rarely as they should,
 do not. Missing values are left out, as the tests' definitions have it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.simulators.stream_rows import Values, answer
+from tests.simulators.stream_rows import Stretch, Values, answer
 from tests.simulators.streams import Fleet
 
 REFERENCE_ROWS: Final = 20_000
+TESTS: Final = ("KS", "Wasserstein", "Anderson-Darling")
 Numbers = NDArray[np.float64]
 
 
@@ -31,81 +32,98 @@ class Pooled:
     windows: tuple[Values, ...]
 
 
-def pooled(fleet: Fleet, columns: Sequence[int], *, start: int = 0) -> Pooled:
-    """The rows of all windows from ``start`` on, and what they are compared with."""
-    chosen = list(columns)
-    parts: list[list[Values]] = [[] for _ in range(start, fleet.windows)]
-    past: list[Values] = [np.empty((len(chosen) + 1, 0), np.float32)]
-    total = sum(fleet.rows_of(i) for i in range(fleet.devices)) * fleet.reference_windows
-    step = max(1, total // REFERENCE_ROWS)
-    for device in range(fleet.devices):
-        for stretch in fleet.stream(device):
-            values = np.concatenate([stretch.values[chosen], _score(stretch.values)])
-            for i in range(values.shape[1]):
-                window = stretch.first + i
-                if window >= start:
-                    parts[window - start].append(values[:, i])
-                elif window < 0:
-                    past.append(values[:, i, ::step])
-    training = [np.concatenate([rows.T[chosen], _score(rows.T)]) for rows, _ in fleet.training]
-    return Pooled(
-        training=np.concatenate(training, axis=1),
-        history=np.concatenate(past, axis=1),
-        windows=tuple(np.concatenate(part, axis=1) for part in parts),
-    )
+class Pool:
+    """Takes the rows of ``columns`` and the score from the stretches that pass, of windows from ``start`` on."""
+
+    def __init__(self, fleet: Fleet, columns: Sequence[int], *, start: int = 0) -> None:
+        self._fleet = fleet
+        self._columns = list(columns)
+        self._start = start
+        self._windows: list[list[Values]] = [[] for _ in range(start, fleet.windows)]
+        self._past: list[Values] = [np.empty((len(self._columns) + 1, 0), np.float32)]
+        total = sum(fleet.rows_of(i) for i in range(fleet.devices)) * fleet.reference_windows
+        self._step = max(1, total // REFERENCE_ROWS)
+
+    def take(self, stretch: Stretch) -> None:
+        """The rows of one stretch of one device."""
+        for i in range(stretch.values.shape[1]):
+            window = stretch.first + i
+            if window >= self._start:
+                self._windows[window - self._start].append(self._rows(stretch.values[:, i]))
+            elif window < 0:
+                self._past.append(self._rows(stretch.values[:, i, :: self._step]))
+
+    def _rows(self, values: Values) -> Values:
+        score: Values = answer(values)[1].max(axis=-1)[None]
+        return np.concatenate([values[self._columns], score])
+
+    @property
+    def pooled(self) -> Pooled:
+        """What was taken, beside the training's rows."""
+        training = [self._rows(rows.T) for rows, _ in self._fleet.training]
+        return Pooled(
+            training=np.concatenate(training, axis=1),
+            history=np.concatenate(self._past, axis=1),
+            windows=tuple(np.concatenate(part, axis=1) for part in self._windows),
+        )
 
 
-def _score(values: Values) -> Values:
-    return np.asarray(answer(values)[1].max(axis=-1)[None])
+class Before:
+    """One column's reference: ``values`` (m,) sorted, and what many windows need of it."""
 
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._spread = float(values.std(dtype=np.float64))
+        halves = np.arange(2 * len(values) + 1) / 2
+        # Of the distribution function, at each half rank.
+        self._logs = np.log((halves + 0.5) / (len(values) + 1))
+        self._quantiles: dict[int, Numbers] = {}
 
-def kolmogorov_smirnov(reference: Values, window: Values) -> float:
-    """The largest difference of the two distribution functions; both arguments (n,) sorted."""
-    n, m = len(window), len(reference)
-    at = np.arange(n + 1) / n
-    above = at[1:] - reference.searchsorted(window, "right") / m
-    below = reference.searchsorted(window, "left") / m - at[:-1]
-    return float(max(above.max(), below.max()))
+    def compare(self, window: Values) -> tuple[float, float, float]:
+        """The statistics of `TESTS` for values (n,) that are sorted.
 
+        Kolmogorov-Smirnov: the largest difference of the two distribution functions. Wasserstein: the mean distance of
+        equal quantiles, in standard deviations of the reference. Anderson-Darling: A² of the window under the
+        reference's distribution function, over its rows (T. W. Anderson and D. A. Darling, A Test of Goodness of Fit,
+        1954).
+        """
+        m, n = len(self._values), len(window)
+        low, high = self._ranks(window)
+        steps = np.arange(n + 1)
+        ks = max((steps[1:] / n - high / m).max(), (low / m - steps[:-1] / n).max())
+        both = low + high
+        weights = 2 * steps[1:] - 1
+        squared = -1 - weights @ (self._logs[both] + self._logs[2 * m - both[::-1]]) / n**2
+        return float(ks), self._wasserstein(window), float(squared)
 
-def wasserstein(reference: Values, window: Values) -> float:
-    """The mean distance of equal quantiles, in standard deviations of the reference; both arguments (n,) sorted."""
-    at = (np.arange(len(window)) + 0.5) / len(window)
-    quantiles = np.interp(at * len(reference) - 0.5, np.arange(len(reference)), reference)
-    spread = float(reference.std())
-    return float(np.abs(window - quantiles).mean()) / spread if spread else 0.0
+    def _ranks(self, window: Values) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many of the reference are below each value, and how many are not above it."""
+        m, n = len(self._values), len(window)
+        order = np.concatenate([self._values, window]).argsort(kind="stable")  # merges two runs, ours first
+        high = np.flatnonzero(order >= m) - np.arange(n)
+        low = high.copy()
+        tied = np.flatnonzero(self._values[np.maximum(high, 1) - 1] == window)
+        low[tied] = self._values.searchsorted(window[tied], "left")
+        return low, high
 
-
-def anderson_darling(reference: Values, window: Values) -> float:
-    """A² of the window under the reference's distribution function, over its rows; both arguments (n,) sorted.
-
-    T. W. Anderson and D. A. Darling, A Test of Goodness of Fit, 1954.
-    """
-    n = len(window)
-    low, high = reference.searchsorted(window, "left"), reference.searchsorted(window, "right")
-    under = ((low + high) / 2 + 0.5) / (len(reference) + 1)
-    weights = 2 * np.arange(1, n + 1) - 1
-    return float(-1 - (weights * (np.log(under) + np.log1p(-under[::-1]))).sum() / n**2)
-
-
-TESTS: Final[Mapping[str, Callable[[Values, Values], float]]] = {
-    "KS": kolmogorov_smirnov,
-    "Wasserstein": wasserstein,
-    "Anderson-Darling": anderson_darling,
-}
+    def _wasserstein(self, window: Values) -> float:
+        m, n = len(self._values), len(window)
+        if n not in self._quantiles:
+            at = (np.arange(n) + 0.5) / n
+            self._quantiles[n] = np.interp(at * m - 0.5, np.arange(m), self._values)
+        return float(np.abs(window - self._quantiles[n]).mean()) / self._spread if self._spread else 0.0
 
 
 def statistics(reference: Values, windows: Sequence[Values]) -> dict[str, Numbers]:
     """``(windows, K)`` of each test; 0 where a window has no value."""
-    references = [np.sort(column[np.isfinite(column)]) for column in reference]
-    found = {name: np.zeros((len(windows), len(references))) for name in TESTS}
-    for w, window in enumerate(windows):
-        for j, before in enumerate(references):
+    found = np.zeros((len(TESTS), len(windows), len(reference)))
+    for j, column in enumerate(reference):
+        before = Before(np.sort(column[np.isfinite(column)]))
+        for w, window in enumerate(windows):
             values = np.sort(window[j][np.isfinite(window[j])])
             if values.size:
-                for name, test in TESTS.items():
-                    found[name][w, j] = test(before, values)
-    return found
+                found[:, w, j] = before.compare(values)
+    return dict(zip(TESTS, found, strict=True))
 
 
 def threshold(maxima: Sequence[float], level: float) -> float:

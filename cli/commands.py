@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "drift": "cli.drift:drift",
     "incidents": "cli.drift:incidents",
     "acknowledge": "cli.drift:acknowledge",
+    "labels": "cli.labels:labels_app",
     "backtest": "cli.backtest.command:backtest",
     "rollout": "cli.operate:rollout_app",
     "retrain": "cli.operate:retrain",

@@ -2,6 +2,7 @@
 
 import getpass
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -11,9 +12,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from aggregator.records import Accuracy
 from cli.output import JsonFlag, note, out, print_json, reported
 from cli.view import FleetView
-from edge_runtime.contract.errors import SkiffError
+from edge_runtime.contract.errors import ConfigError, SkiffError
 
 ConfigArgument = Annotated[Path, typer.Argument(help="The aggregator's TOML file.")]
 
@@ -28,29 +30,64 @@ class NoIncident(SkiffError):
 
 def drift(
     config: ConfigArgument,
+    *,
     all_of_them: Annotated[
         bool, typer.Option("--all", help="Also of artifacts that no device serves any more.")
     ] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Judge the stored windows again: which alarms, and when.")
+    ] = False,
+    other: Annotated[
+        Path | None,
+        typer.Option("--config", help="With --replay: another TOML file, for its [drift] section."),
+    ] = None,
+    artifact: Annotated[str, typer.Option(help="With --replay: only artifacts whose digest begins so.")] = "",
+    report: Annotated[
+        Path | None, typer.Option(help="With --replay: write a page with plots here, too.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what stands, for every artifact, cohort and kind, and the incidents that are open."""
+    """Show what stands, for every artifact, cohort and kind, the incidents that are open, and the accuracy known."""
     with reported():
+        if replay:
+            _replay(config, other, artifact, report, all_of_them=all_of_them, as_json=as_json)
+            return
+        given = {"--config": other, "--artifact": artifact, "--report": report}
+        if named := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{', '.join(named)}: is for a replay; add --replay")
         view = FleetView(config)
         verdicts, incidents = view.table("verdicts", MOST_ROWS), view.table("open_incidents", MOST_ROWS)
         served = {report.serving for device in view.devices() for report in device.models}
+        known = view.accuracies()
         if not all_of_them:
             verdicts = tuple(row for row in verdicts if row["digest"] in served)
+            known = tuple(one for one in known if one.digest in served)
         if as_json:
-            print_json({"verdicts": verdicts, "incidents": incidents})
+            accuracy = [asdict(one) for one in known]
+            print_json({"verdicts": verdicts, "incidents": incidents, "accuracy": accuracy})
             return
         if not verdicts:
             note("nothing stands yet for an artifact that a device serves")
+        if known:
+            out.print(accuracy_table(known))
+        if not verdicts:
             return
         out.print(_verdict_table(verdicts))
         if incidents:
             out.print(_incident_table(incidents, all_of_them=False))
         else:
             out.print("no open incident")
+
+
+def _replay(
+    config: Path, other: Path | None, artifact: str, report: Path | None, *, all_of_them: bool, as_json: bool
+) -> None:
+    from cli.replay import Choice
+    from cli.replay import replay as replay_stored
+
+    if report is not None and not report.parent.is_dir():
+        raise ConfigError(f"--report {report}: there is no folder {report.parent}")
+    replay_stored(config, other, Choice(artifact=artifact, all_of_them=all_of_them), report, as_json=as_json)
 
 
 def incidents(
@@ -118,6 +155,32 @@ def _verdict_table(rows: Sequence[dict[str, Any]]) -> Table:
             Text(moved if judged else row["reason"]),
         )
     return table
+
+
+def accuracy_table(known: Sequence[Accuracy]) -> Table:
+    """What is known of right answers, beside the estimate of the same devices and times."""
+    table = _table()
+    table.add_column("model", overflow="fold")
+    table.add_column("cohort", overflow="fold")
+    for name in ("devices", "labelled", "accuracy", "estimated", "its error"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for one in known:
+        table.add_row(
+            Text(f"{one.model} {one.digest[:8]}"),
+            Text(one.cohort),
+            str(one.devices),
+            str(one.labelled),
+            _with_half(one.known, one.half),
+            _with_half(one.estimated, None),
+            _with_half(one.error, one.error_half, sign="+"),
+        )
+    return table
+
+
+def _with_half(value: float | None, half: float | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value:{sign}.3f}" if half is None else f"{value:{sign}.3f} ± {half:.3f}"
 
 
 def _incident_table(rows: Sequence[dict[str, Any]], *, all_of_them: bool) -> Table:

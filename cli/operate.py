@@ -14,6 +14,7 @@ from rich.table import Table
 from aggregator.adapters.registry import Registry
 from aggregator.config import AggregatorConfig
 from aggregator.config import load as load_aggregator
+from aggregator.records import DeviceTruth
 from aggregator.service import Service
 from cli.output import JsonFlag, out, print_json, progress, reported
 from cli.publishing import publish as send
@@ -104,6 +105,7 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
     """Show the devices: who is online, what they serve, and how their last update ended."""
     with reported():
         view = FleetView(config)
+        truths = {(truth.device, truth.digest): truth for truth in view.truths()}
         rows = [
             {
                 "device": device.device,
@@ -113,6 +115,7 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
                 "serving": report.serving or "",
                 "outcome": report.outcome,
                 "reason": report.reason,
+                **_known(truths.get((device.device, report.serving)) if report.serving else None),
                 **dict(device.attributes),
             }
             for device in view.devices()
@@ -123,7 +126,9 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
             print_json(rows)
             return
         table = Table(
-            "device", "online", "model", "state", "serving", "last outcome", box=box.SIMPLE, pad_edge=False
+            *("device", "online", "model", "state", "serving", "accuracy", "last outcome"),
+            box=box.SIMPLE,
+            pad_edge=False,
         )
         for row in rows:
             table.add_row(
@@ -132,9 +137,22 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
                 str(row["model"]),
                 str(row["state"]),
                 str(row["serving"])[:12],
+                f"{row['accuracy']:.3f} of {row['labelled']}" if row["labelled"] else "",
                 f"{row['outcome']} {row['reason']}".strip(),
             )
         out.print(table)
+
+
+def _known(truth: DeviceTruth | None) -> dict[str, Any]:
+    """What is known of right answers of what the device serves, and the estimate's error on the same rows."""
+    if truth is None:
+        return {"labelled": 0, "accuracy": None, "estimate_error": None}
+    missed = truth.expected - truth.compared_correct
+    return {
+        "labelled": truth.labelled,
+        "accuracy": truth.correct / truth.labelled,
+        "estimate_error": missed / truth.compared if truth.compared else None,
+    }
 
 
 def parse_stages(text: str) -> list[int | float]:

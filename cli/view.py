@@ -8,7 +8,16 @@ from typing import Any
 from aggregator.adapters.ledger import Ledger, exists
 from aggregator.adapters.windows import Windows
 from aggregator.config import AggregatorConfig, load
-from aggregator.records import DeviceRecord, DeviceTotals, Rollout, Selection, StoreFigures
+from aggregator.core.accuracy import accuracies
+from aggregator.records import (
+    Accuracy,
+    DeviceRecord,
+    DeviceTotals,
+    DeviceTruth,
+    Rollout,
+    Selection,
+    StoreFigures,
+)
 from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Window
@@ -148,6 +157,21 @@ class FleetView:
             return 0, 0
         totals = self.totals(Selection(digest=digest, devices=devices))
         return sum(t.labelled for t in totals), sum(t.correct for t in totals)
+
+    def truths(self) -> tuple[DeviceTruth, ...]:
+        """What is known of right answers, by device and artifact; nothing before there is a store."""
+        if not self.config.windows_path.exists():
+            return ()
+        windows = self._windows()
+        try:
+            return windows.truths()
+        finally:
+            windows.close()
+
+    def accuracies(self) -> tuple[Accuracy, ...]:
+        """The same by artifact and cohort, beside the estimate."""
+        attributes = {device.device: dict(device.attributes) for device in self.devices()}
+        return accuracies(self.truths(), attributes, self.config.drift.attributes)
 
     def latency(self, selection: Selection) -> LatencyHistogram:
         """All latencies of the selected windows."""

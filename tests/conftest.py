@@ -1,5 +1,6 @@
 """Fixtures and profiles for the whole suite."""
 
+import gc
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
@@ -14,6 +15,7 @@ from tests.support.covering import covering
 # Nothing above loads numpy: one BLAS thread each, or the workers of `-n` fight over the cores.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before any test imports ONNX Runtime
 
 # ci: the same examples every time, no wall-clock limits. full: five times as many of them, for `make test-all`.
@@ -24,6 +26,22 @@ settings.register_profile(
     "explore", max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 2_000_000_000
+
+
+def pytest_configure() -> None:
+    """Lets ``tmp_path`` be in memory where there is room: every commit of a store waits for a disk otherwise.
+
+    Nothing less is proven: tests end processes, never the machine, and what was written outlives a process on both.
+    """
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return
+    found = os.statvfs(MEMORY)
+    if found.f_bavail * found.f_frsize >= ROOM_BYTES and not found.f_flag & os.ST_NOEXEC:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -40,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, item in enumerate(matrix):
             if place not in kept:
                 item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection made stays until the end: no later garbage collection need walk it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _values(item: pytest.Function) -> dict[str, Hashable]:

@@ -22,11 +22,15 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aggregator.records import CAUSES, Batch, Outlook
+from aggregator.records import CAUSES, Accuracy, Batch, Outlook, SinkState
 from edge_runtime.contract.errors import ConfigError
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IDENTITIES: Final = ("aggregator", "coordinator")
+PARTS: Final = ("intake", "leader", "lease")
+"""Who asks the stores: whatever devices send, what the leader decides, and who leads."""
+ENDS: Final = ("told", "failed", "given_up")
+"""What becomes of an attempt to tell an alarm event, or of the event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ OF_PROCESS: Final = (
         ("ingest_overlaps_total", (), "Windows that overlap stored ones, and were not counted again."),
         ("ingest_events_total", (), "Events received."),
         ("ingest_statuses_total", (), "Births and deaths received."),
+        ("ingest_labels_total", (), "Messages of late labels stored."),
         ("ingest_acks_total", (), "Acknowledgements published, one per device and batch."),
         (
             "ingest_unsaid_acks_total",
@@ -65,6 +70,8 @@ OF_PROCESS: Final = (
         ),
         ("ingest_shed_total", (), "Messages not looked at, because their sender had too many waiting."),
         ("ingest_dead_letters_total", ("cause",), "Messages that break the contract."),
+        ("store_errors_total", ("part",), "Times that a store failed: disk full, locked, connection lost."),
+        ("alarm_deliveries_total", ("sink", "end"), "Alarm events by what became of telling them."),
     ),
     *_named(
         "histogram",
@@ -76,6 +83,9 @@ OF_PROCESS: Final = (
         ("ingest_newest_window_timestamp_seconds", (), "When this process last stored a window; 0 before."),
         ("link_connected", ("identity",), "Whether the broker has accepted this process (1) or not (0)."),
         ("leader", (), "Whether this process leads (1) or not (0)."),
+        ("store_failing", ("part",), "Whether a store fails (1) or not (0); what cannot be stored waits."),
+        ("alarm_waiting", ("sink",), "Alarm events that a sink has not taken yet."),
+        ("alarm_sink_failing", ("sink",), "Whether a sink fails (1) or not (0); it is tried again."),
     ),
 )
 OF_FLEET: Final = (
@@ -102,6 +112,20 @@ OF_FLEET: Final = (
             ("model", "quantile"),
             "Time of a prediction on the fleet's devices, from each model's newest windows.",
         ),
+        ("model_labelled_rows", ("model",), "Rows whose right answer is known, told by devices or later."),
+        (
+            "model_accuracy",
+            ("model",),
+            "Share of right answers among them, of what devices serve now, the mean over devices.",
+        ),
+        ("model_accuracy_half_width", ("model",), "Half the width of its 95 % interval over devices."),
+        (
+            "model_estimated_accuracy",
+            ("model",),
+            "Estimate without labels, of the same devices and times.",
+        ),
+        ("model_estimate_error", ("model",), "Estimate minus truth, the mean over devices."),
+        ("model_estimate_error_half_width", ("model",), "Half the width of its 95 % interval over devices."),
     ),
 )
 FIGURES: Final = (*OF_PROCESS, *OF_FLEET)
@@ -123,6 +147,9 @@ class Exposition:
             self._counter("skiff_ingest_dead_letters_total").labels(cause)
         for identity in IDENTITIES:
             self.link(identity, connected=False)
+        for part in PARTS:
+            self._counter("skiff_store_errors_total").labels(part)
+            self.store(part, failing=False)
 
     # ── what happened ──────────────────────────────────────────────────────────────────────────────────
 
@@ -135,6 +162,7 @@ class Exposition:
             "overlaps": batch.overlaps,
             "events": batch.events,
             "statuses": batch.statuses,
+            "labels": batch.labels,
             "acks": batch.acks,
             "unsaid_acks": batch.unsaid,
             "shed": batch.shed,
@@ -152,6 +180,27 @@ class Exposition:
     def link(self, identity: str, *, connected: bool) -> None:
         """Whether the broker has accepted one of `IDENTITIES`."""
         self._gauge("skiff_link_connected").labels(identity).set(connected)
+
+    def store_error(self, part: str) -> None:
+        """A store failed one of `PARTS`."""
+        self._counter("skiff_store_errors_total").labels(part).inc()
+        self.store(part, failing=True)
+
+    def store(self, part: str, *, failing: bool) -> None:
+        """Whether a store fails one of `PARTS`."""
+        self._gauge("skiff_store_failing").labels(part).set(failing)
+
+    def alarm(self, sink: str, end: str) -> None:
+        """Counts one of `ENDS` for a sink."""
+        self._counter("skiff_alarm_deliveries_total").labels(sink, end).inc()
+
+    def sinks(self, states: Iterable[SinkState]) -> None:
+        """How it stands with whoever is told of alarms; nothing waits where nobody leads."""
+        for state in states:
+            for end in ENDS:
+                self._counter("skiff_alarm_deliveries_total").labels(state.sink, end)
+            self._gauge("skiff_alarm_waiting").labels(state.sink).set(state.waiting)
+            self._gauge("skiff_alarm_sink_failing").labels(state.sink).set(state.failing)
 
     def fleet(self, outlook: Outlook | None) -> None:
         """What the leader sees; None when this process does not lead."""
@@ -251,7 +300,24 @@ def _values(o: Outlook) -> dict[str, Mapping[tuple[str, ...], float]]:
         "skiff_retrain_requests": {(state,): n for state, n in o.retrains},
         "skiff_rollouts": {(state,): n for state, n in o.rollouts},
         "skiff_model_latency_seconds": {(model, f"{q:g}"): ns / 1e9 for model, q, ns in o.latency},
+        **_accuracies(o.accuracies),
     }
+
+
+def _accuracies(known: Iterable[Accuracy]) -> dict[str, Mapping[tuple[str, ...], float]]:
+    found: dict[str, dict[tuple[str, ...], float]] = {
+        f"skiff_model_{name}": {}
+        for name in (
+            *("labelled_rows", "accuracy", "accuracy_half_width", "estimated_accuracy"),
+            *("estimate_error", "estimate_error_half_width"),
+        )
+    }
+    for one in known:
+        values = (one.labelled, one.known, one.half, one.estimated, one.error, one.error_half)
+        for family, value in zip(found.values(), values, strict=True):
+            if value is not None:
+                family[one.model,] = float(value)
+    return dict(found)
 
 
 def _made(figure: Figure, registry: CollectorRegistry) -> Counter | Gauge | Histogram | Info:
@@ -285,6 +351,8 @@ def reference() -> str:
             lines.append(f"| `{f.name}` | {f.kind} | {labels} | {f.help} |")
         lines.append("")
     lines += [f"`cause` is one of {', '.join(f'`{cause}`' for cause in CAUSES)}.", ""]
+    lines += [f"`part` is one of {', '.join(f'`{part}`' for part in PARTS)}.", ""]
+    lines += [f"`end` is one of {', '.join(f'`{end}`' for end in ENDS)}.", ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,4 @@
-"""Tells others what became of incidents: a webhook and a command, each in a thread of its own.
-
-What could not be told is in the log and, like everything, in the ledger; a delivery may come twice, never out of order.
-"""
+"""Who is told of alarms: a webhook and a command, each in a thread of its own, and the fleet's broker."""
 
 import http.client
 import json
@@ -9,9 +6,9 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 from urllib.error import HTTPError, URLError
@@ -19,17 +16,16 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from aggregator.adapters.hooks import Hook
 from aggregator.config import AlarmsConfig
-from aggregator.looks import AlarmEvent
-from edge_runtime.contract.ids import FleetId
+from aggregator.records import Telling, Told
 
-SCHEMA: Final = 1
-MAX_WAITING: Final = 1000
-"""Events that wait for one sink; what comes beyond is not told."""
 POLL_SECONDS: Final = 0.05
-AGAIN: Final = frozenset({408, 425, 429})
-"""Answers of a client's fault that may be another next time (RFC 9110, RFC 6585, RFC 8470)."""
+REFUSED: Final = frozenset({400, 413, 415, 422})
+"""Answers about the very text (RFC 9110). All others may be another next time: an address or a token is put right."""
 TOKEN: Final = "SKIFF_ALARM_TOKEN"  # noqa: S105 (the variable's name)
 OUTPUT_TAIL: Final = 500
+
+Deliver = Callable[[Telling, threading.Event], None]
+Answer = Callable[[str], object]
 
 log = logging.getLogger(__name__)
 
@@ -42,89 +38,52 @@ class Failed(Exception):
         self.final = final
 
 
-def document(fleet: FleetId, e: AlarmEvent) -> str:
-    """The event as JSON text, the same for every sink. ``id`` is the same when it is told again."""
-    alarm = {k: v for k, v in asdict(e.alarm).items() if k not in ("why", "evidence", "closed_window")}
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "id": f"{fleet}-{e.number}-{e.what}",
-            "fleet": fleet,
-            "event": e.what,
-            "incident": e.number,
-            "model": e.model,
-            "digest": e.digest,
-            "at_ns": e.at_ns,
-            "why": e.why,
-            **alarm,
-            "evidence": dict(e.alarm.evidence),
-        },
-        sort_keys=True,
-    )
-
-
 class Worker:
-    """One sink: a bounded queue and a thread that delivers from it, in order, again and again where it fails.
+    """A sink with a thread that makes the attempts. ``deliver`` is given an event that is set when it must give up.
 
-    ``deliver`` is given the incident's number, the text and an event that is set when it must give up. It raises
-    `Failed`.
+    It raises `Failed`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        deliver: Callable[[int, str, threading.Event], None],
-        *,
-        attempts: int,
-        delay: Callable[[int], float],
-    ) -> None:
+    def __init__(self, name: str, deliver: Deliver) -> None:
         self._name = name
         self._deliver = deliver
-        self._attempts = attempts
-        self._delay = delay
-        self._waiting: queue.Queue[tuple[int, str]] = queue.Queue(MAX_WAITING)
+        self._asked: queue.SimpleQueue[Telling | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def put(self, number: int, text: str) -> None:
-        """Takes an event over; never waits."""
-        if self._waiting.full():
-            self._lost(number, f"{MAX_WAITING} wait before it")
-            return
-        self._waiting.put_nowait((number, text))
+    def begin(self, telling: Telling) -> None:
+        """Begins an attempt; never waits."""
+        self._asked.put(telling)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"alarms-{self._name}", daemon=True)
             self._thread.start()
 
+    def poll(self) -> Told | None:
+        """How the attempt ended, as soon as it did."""
+        with suppress(queue.Empty):
+            return self._answers.get_nowait()
+        return None
+
     def close(self, timeout: float) -> None:
-        """Gives up after at most ``timeout`` seconds what is not delivered."""
+        """Ends the thread; an attempt that takes longer than ``timeout`` seconds is left to itself."""
         self._stop.set()
+        self._asked.put(None)
         if self._thread is not None:
             self._thread.join(timeout)
-        while not self._waiting.empty():
-            number, _ = self._waiting.get_nowait()
-            self._lost(number, "the aggregator ended")
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            with suppress(queue.Empty):
-                self._tell(*self._waiting.get(timeout=POLL_SECONDS))
-
-    def _tell(self, number: int, text: str) -> None:
-        for attempt in range(self._attempts):
+        while (telling := self._asked.get()) is not None:
             try:
-                self._deliver(number, text, self._stop)
+                self._deliver(telling, self._stop)
             except Failed as e:
-                if e.final or attempt + 1 == self._attempts or self._stop.wait(self._delay(attempt)):
-                    self._lost(number, str(e))
-                    return
-                log.warning("alarm_retried sink=%s incident=%d reason=%r", self._name, number, str(e))
+                told = Told(telling.number, str(e) or "failed", e.final)
+            except Exception as e:  # an attempt that never ends would hold up the sink for ever
+                log.exception("alarm_attempt_broken sink=%s", self._name)
+                told = Told(telling.number, f"{type(e).__name__}: {e}")
             else:
-                log.info("alarm_told sink=%s incident=%d", self._name, number)
-                return
-
-    def _lost(self, number: int, reason: str) -> None:
-        log.error("alarm_undelivered sink=%s incident=%d reason=%r", self._name, number, reason)
+                told = Told(telling.number)
+            self._answers.put(told)
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -135,7 +94,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 class Webhook:
-    """POSTs an event as JSON. A status of 5xx, or none at all, is tried again; of 3xx and 4xx few are."""
+    """POSTs an event as JSON. A status of `REFUSED` is an answer to this very event; no other, nor none, is."""
 
     def __init__(self, url: str, *, timeout_seconds: float, token: str = "") -> None:
         self._url = url
@@ -145,17 +104,17 @@ class Webhook:
             self._headers["Authorization"] = f"Bearer {token}"
         self._opener = build_opener(_NoRedirect())
 
-    def __call__(self, number: int, text: str, stop: threading.Event) -> None:
+    def __call__(self, telling: Telling, stop: threading.Event) -> None:
         """Delivers; raises `Failed`."""
-        del number, stop
-        key = {"Idempotency-Key": str(json.loads(text)["id"])}
-        request = Request(self._url, text.encode(), self._headers | key, method="POST")  # noqa: S310 (http, https)
+        del stop
+        key = {"Idempotency-Key": str(json.loads(telling.text)["id"])}
+        request = Request(self._url, telling.text.encode(), self._headers | key, method="POST")  # noqa: S310 (http, https)
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
                 answer.read(1)
         except HTTPError as e:
             with e:
-                raise Failed(f"status {e.code}", final=e.code < 500 and e.code not in AGAIN) from e
+                raise Failed(f"status {e.code}", final=e.code in REFUSED) from e
         except (URLError, OSError, http.client.HTTPException) as e:
             raise Failed(str(getattr(e, "reason", e)) or type(e).__name__) from e
 
@@ -166,10 +125,10 @@ class Command:
     def __init__(self, command: tuple[str, ...], folder: Path, *, timeout_seconds: float) -> None:
         self._hook = Hook(command, folder, timeout_seconds=timeout_seconds, what="alarm")
 
-    def __call__(self, number: int, text: str, stop: threading.Event) -> None:
+    def __call__(self, telling: Telling, stop: threading.Event) -> None:
         """Delivers; raises `Failed`."""
         try:
-            result = self._hook.start(number, text)
+            result = self._hook.start(telling.incident, telling.text)
         except OSError as e:
             raise Failed(f"{e.filename}: {e.strerror}") from e
         if result is None:
@@ -180,44 +139,67 @@ class Command:
             raise Failed(f"exit code {result.exit_code}: {result.output[-OUTPUT_TAIL:].strip()}")
 
 
-class Sinks:
-    """All sinks but the log.
+class Announcement:
+    """The fleet's alarm topic: ``announce`` publishes as soon as it can and calls what it is given with the end of it.
 
-    ``announce`` is given each event's text when it goes over MQTT too; ``delay`` says how many seconds to wait after a
-    failed attempt, counted from 0.
+    ``withdraw`` takes back what was not answered in ``timeout_seconds``.
     """
 
     def __init__(
         self,
-        config: AlarmsConfig,
-        fleet: FleetId,
-        folder: Path,
-        announce: Callable[[bytes], None],
+        announce: Callable[[bytes, Answer], object],
+        withdraw: Callable[[], object],
         *,
-        delay: Callable[[int], float],
+        timeout_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fleet = fleet
-        self._announce = announce if config.mqtt else None
-        made: dict[str, Callable[[int, str, threading.Event], None]] = {}
-        if config.webhook:
-            made["webhook"] = Webhook(
-                config.webhook, timeout_seconds=config.timeout_seconds, token=os.environ.get(TOKEN, "")
-            )
-        if config.command:
-            made["command"] = Command(config.command, folder, timeout_seconds=config.timeout_seconds)
-        self._workers = [
-            Worker(name, deliver, attempts=config.attempts, delay=delay) for name, deliver in made.items()
-        ]
+        self._announce = announce
+        self._withdraw = withdraw
+        self._timeout = timeout_seconds
+        self._clock = clock
+        self._number = 0
+        self._deadline = 0.0
+        self._told: Told | None = None
 
-    def tell(self, e: AlarmEvent) -> None:
-        """Takes an event over; never waits and never fails."""
-        text = document(self._fleet, e)
-        if self._announce is not None:
-            self._announce(text.encode())
-        for worker in self._workers:
-            worker.put(e.number, text)
+    def begin(self, telling: Telling) -> None:
+        """Begins an attempt."""
+        self._number, self._told = telling.number, None
+        self._deadline = self._clock() + self._timeout
+        self._announce(telling.text.encode(), self._answered)
+
+    def poll(self) -> Told | None:
+        """How the attempt ended, as soon as it did or its time is over."""
+        if self._number and self._told is None and self._clock() >= self._deadline:
+            self._withdraw()
+            self._answered(f"no answer from the broker in {self._timeout:g} s")
+        told, self._told = self._told, None
+        return told
 
     def close(self, timeout: float) -> None:
-        """Ends the threads."""
-        for worker in self._workers:
-            worker.close(timeout)
+        """Takes back what is under way."""
+        del timeout
+        self._withdraw()
+        self._number = 0
+
+    def _answered(self, reason: str) -> None:
+        self._told, self._number = Told(self._number, reason), 0
+
+
+def sinks(
+    config: AlarmsConfig,
+    folder: Path,
+    announce: Callable[[bytes, Answer], object],
+    withdraw: Callable[[], object],
+) -> dict[str, Worker | Announcement]:
+    """Those that ``config`` names; a command's files go to ``folder``."""
+    made: dict[str, Worker | Announcement] = {}
+    if config.mqtt:
+        made["mqtt"] = Announcement(announce, withdraw, timeout_seconds=config.timeout_seconds)
+    if config.webhook:
+        token = os.environ.get(TOKEN, "")
+        webhook = Webhook(config.webhook, timeout_seconds=config.timeout_seconds, token=token)
+        made["webhook"] = Worker("webhook", webhook)
+    if config.command:
+        command = Command(config.command, folder, timeout_seconds=config.timeout_seconds)
+        made["command"] = Worker("command", command)
+    return made

@@ -62,7 +62,7 @@ class Book:
             streak = 0 if finding.kind == "sensor" else before.streak + 1
             proven = finding.at_once or streak >= self._config.confirmations
             if alarm is not None:
-                if alarm.kind == finding.kind == "sensor":
+                if finding.one_by_one and alarm.kind == finding.kind:
                     alarm = replace(alarm, devices=tuple(sorted({*alarm.devices, *finding.devices})))
                 elif alarm.kind == "sensor" and proven:  # it was the first of many
                     alarm = replace(

@@ -10,8 +10,9 @@ calibrated.
 Shares are without bias whatever the number of rows, so that a long past and a short window can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -43,6 +44,19 @@ FAULT_WORDS: Final = {
 LOCATION: Final = -1
 SCALE: Final = -2
 _LEAST_RANK: Final = 5e-4
+_STRETCH: Final = 1 << 17
+"""So many numbers are worked on at a time: they fit a processor's cache."""
+
+
+def stretches(units: int, width: int) -> Iterator[slice]:
+    """Consecutive ``units`` of ``width`` numbers each, as many at a time as are worked on fastest."""
+    step = max(16, _STRETCH // max(1, width))
+    return (slice(start, min(units, start + step)) for start in range(0, units, step))
+
+
+def _or_nan(counts: Matrix) -> Matrix:
+    """``counts`` to divide by: NaN where there is nothing."""
+    return np.where(counts > 0, counts, np.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,26 +110,40 @@ class Components:
 
     def of_counts(self, counts: NDArray[np.int64], sums: NDArray[np.int64]) -> Sample:
         """The vectors of units with these ``counts`` (units, size) and ``sums`` (units, 1 + classes)."""
-        units = len(counts)
-        values = np.empty((units, self.size))
-        all_finite, all_rows = np.empty((units, len(self._blocks))), np.empty((units, len(self._blocks)))
+        units, many = len(counts), len(self._blocks)
+        found = Sample(
+            values=np.empty((units, self.size)), finite=np.empty((units, many)), rows=np.empty((units, many))
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
-            for j, block in enumerate(self._blocks):
-                mine = counts[:, block.start : block.stop].astype(np.float64)
-                finite = mine[:, : block.cells].sum(axis=1)
-                rows = finite + mine[:, block.cells] + mine[:, block.cells + 1]
-                all_finite[:, j], all_rows[:, j] = finite, rows
-                mine[:, : block.cells] /= np.where(finite > 0, finite, np.nan)[:, None]
-                mine[:, block.cells :] /= np.where(rows > 0, rows, np.nan)[:, None]
-                values[:, block.first : block.last - BESIDE] = mine[:, : block.cells] @ block.weights
-                values[:, block.last - BESIDE : block.last] = mine[:, block.cells :]
-            at = self._blocks[-1].last
-            of = np.where(all_rows[:, -1:] > 0, all_rows[:, -1:], np.nan)
-            classes = counts[:, self._blocks[-1].stop :]
-            values[:, at : at + classes.shape[1]] = classes / of
+            for part in stretches(units, counts.shape[1]):
+                self._fill(found, part, counts[part].astype(np.float64))
             if self.estimates:
-                values[:, -1:] = sums[:, :1] / FIXED_POINT / of
-        return Sample(values=values, finite=all_finite, rows=all_rows)
+                found.values[:, -1] = sums[:, 0] / FIXED_POINT / _or_nan(found.rows[:, -1])
+        return found
+
+    def _fill(self, found: Sample, part: slice, counts: Matrix) -> None:
+        values, last = found.values[part], self._blocks[-1]
+        finite = np.stack([counts[:, b.start : b.start + b.cells].sum(axis=1) for b in self._blocks], axis=1)
+        # Of what lies beside the cells, the repeated values, which come last, are among the finite ones.
+        rows = finite + counts[:, self._beside[0::BESIDE]] + counts[:, self._beside[1::BESIDE]]
+        found.finite[part], found.rows[part] = finite, rows
+        each = 1.0 / _or_nan(finite)
+        for j, b in enumerate(self._blocks):
+            shares = counts[:, b.start : b.start + b.cells] * each[:, j : j + 1]
+            values[:, b.first : b.last - BESIDE] = shares @ b.weights
+        beside = counts[:, self._beside] / np.repeat(_or_nan(rows), BESIDE, axis=1)
+        values[:, self._beside_values] = beside
+        classes = counts[:, last.stop :]
+        values[:, last.last : last.last + classes.shape[1]] = classes / _or_nan(rows[:, -1:])
+
+    @cached_property
+    def _beside(self) -> Indices:
+        """(J * BESIDE,) the counters beside each column's cells."""
+        return np.concatenate([np.arange(b.stop - BESIDE, b.stop) for b in self._blocks])
+
+    @cached_property
+    def _beside_values(self) -> Indices:
+        return np.concatenate([np.arange(b.last - BESIDE, b.last) for b in self._blocks])
 
     def rows_behind(self, sample: Sample) -> Matrix:
         """(units, K) how many rows each value is a share of."""
@@ -133,7 +161,7 @@ class Components:
 class _Block:
     """One column: its counters ``start`` to ``stop``, the first ``cells`` of which partition it, and its components
     ``first`` to ``last``: its cells' shares of the finite values times ``weights``, then the counters beside as shares
-    of     all rows.
+    of all rows.
     """
 
     start: int

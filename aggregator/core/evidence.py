@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from aggregator.core.components import Components, Matrix
+from aggregator.core.components import Components, Matrix, stretches
 from aggregator.core.past import Deviations, Past, fleet_statistic
 
 CHUNK_ELEMENTS: Final = 1 << 18
@@ -138,9 +138,13 @@ def _flipped(votes: Matrix, samples: int, seed: int) -> Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DeviceTest:
-    """``u`` (n, K): deviations from the reference in units of noise; ``beyond`` (n, K): those past the threshold."""
+    """The ``hit`` (h,) devices that are past the threshold in any component, by index, in order.
 
-    away: Matrix
+    ``u`` (h, K) are their deviations from the reference in units of noise, 0 where there is nothing to compare;
+    ``beyond`` (h, K) says which of these are past the threshold.
+    """
+
+    hit: NDArray[np.int64]
     u: Matrix
     beyond: NDArray[np.bool_]
     threshold: float
@@ -153,28 +157,37 @@ def test_devices(
 
     ``level`` is for all devices and components together.
     """
-    away = deviations.away
-    variance = deviations.noise * deviations.noise
-    variance *= past.wander
+    away, owners = deviations.away, past.components.owners
+    middle, spread = np.zeros(away.shape[1]), np.zeros(away.shape[1])
     if against_fleet:
-        some = np.random.default_rng(0).permutation(len(away))[:MEDIAN_DEVICES]
+        some = away[np.random.default_rng(0).permutation(len(away))[:MEDIAN_DEVICES]]
         with np.errstate(invalid="ignore"):
-            middle = np.nan_to_num(_median(away[some]))
-            spread = 1.4826 * np.nan_to_num(_median(np.abs(away[some] - middle)))
-        away = away - middle
-        np.maximum(variance, spread * spread, out=variance)
-    variance += (deviations.grain * deviations.grain)[:, past.components.owners]
+            middle = np.nan_to_num(_median(some))
+            spread = 1.4826 * np.nan_to_num(_median(np.abs(some - middle)))
     tested = ~np.isnan(floors)
-    tests = max(1, len(away) * int(tested.sum()))
-    threshold = student(past.device_freedom, level / (2.0 * tests))
-    u = np.divide(away, np.sqrt(variance, out=variance), out=variance)
-    if np.isnan(u.sum()):
-        u = np.where(np.isnan(u), 0.0, u)
-    beyond = np.abs(u) >= threshold
-    if beyond.any():
+    threshold = student(past.device_freedom, level / (2.0 * max(1, len(away) * int(tested.sum()))))
+    hits, us, beyonds = [], [], []
+    for part in stretches(*away.shape):
+        gap = away[part] - middle
+        variance = np.maximum(past.long_variance(deviations.variance[part]), spread * spread)
+        grain = deviations.grain[part]
+        variance += (grain * grain)[:, owners]
+        squares = gap * gap
         with np.errstate(invalid="ignore"):
-            beyond &= np.abs(away) >= floors
-    return DeviceTest(away=away, u=u, beyond=beyond, threshold=threshold)
+            far = np.flatnonzero((squares >= threshold * threshold * variance).any(axis=1))
+            if not far.size:
+                continue
+            u = gap[far] / np.sqrt(variance[far])
+            beyond = (np.abs(u) >= threshold) & (np.abs(gap[far]) >= floors)
+        hits.append(far + part.start)
+        us.append(np.where(np.isnan(u), 0.0, u))
+        beyonds.append(beyond)
+    size = away.shape[1]
+    u = np.concatenate([np.empty((0, size)), *us])
+    beyond = np.concatenate([np.empty((0, size), np.bool_), *beyonds])
+    kept = beyond.any(axis=1)
+    hit = np.concatenate([np.empty(0, np.int64), *hits])
+    return DeviceTest(hit=hit[kept], u=u[kept], beyond=beyond[kept], threshold=threshold)
 
 
 def _median(values: Matrix) -> Matrix:

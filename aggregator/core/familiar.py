@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregator.core.components import stretches
 from aggregator.looks import Familiar
 from edge_runtime.contract.profile import BESIDE, CellSpec, Profile
 
@@ -51,6 +52,22 @@ class Reader:
         return np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
 
     @cached_property
+    def _owners(self) -> NDArray[np.int64]:
+        """(S,) the column of each cell."""
+        return np.repeat(np.arange(len(self._sizes)), self._sizes)
+
+    @cached_property
+    def _cells(self) -> NDArray[np.int64]:
+        """(S,) the counter of each cell."""
+        return np.arange(len(self._owners)) + BESIDE * self._owners
+
+    @cached_property
+    def _beside(self) -> NDArray[np.int64]:
+        """(J * BESIDE,) the counters beside each column's cells."""
+        first = self._starts + self._sizes + BESIDE * np.arange(len(self._sizes))
+        return (first[:, None] + np.arange(BESIDE)).ravel()
+
+    @cached_property
     def _places(self) -> Vector:
         """(S,) the value that a cell's rows are put at."""
         found = []
@@ -69,29 +86,36 @@ class Reader:
 
     def shares(self, profiles: Sequence[Profile]) -> Shares:
         """The mean shares of the units, each weighing the same; one without a finite value of a column is left out."""
-        counts = np.stack([profile.counts for profile in profiles])
-        means, sums, finite, beside = [], [], [], []
-        for start, size in zip(self.spec.offsets[:-1], self._sizes, strict=True):
-            column = counts[:, start : start + size + BESIDE].astype(np.float64)
-            inside = column[:, :size].sum(axis=1)
-            rows = np.maximum(inside + column[:, size] + column[:, size + 1], 1.0)
-            known = inside > 0
-            weights = np.where(known, 1.0 / np.maximum(inside, 1.0), 0.0) / max(1, int(known.sum()))
-            means.append(weights @ column[:, :size] if known.any() else np.full(size, 1.0 / size))
-            sums.append(column[:, :size].sum(axis=0))
-            finite.append(float(inside.sum()))
-            beside.append((1.0 / rows) @ column[:, size:] / len(rows))
+        return self.shares_of(np.stack([profile.counts for profile in profiles]))
+
+    def shares_of(self, counts: NDArray[np.int64]) -> Shares:
+        """`shares` of units with these ``counts`` (units, size)."""
+        columns = len(self._sizes)
+        cells, totals = np.zeros(len(self._owners)), np.zeros(len(self._owners))
+        beside, finite, known = np.zeros((columns, BESIDE)), np.zeros(columns), np.zeros(columns)
+        for part in stretches(len(counts), counts.shape[1]):
+            found = counts[part].astype(np.float64)
+            inside = np.add.reduceat(found[:, self._cells], self._starts, axis=1)
+            around = found[:, self._beside].reshape(len(found), columns, BESIDE)
+            rows = np.maximum(inside + around[:, :, 0] + around[:, :, 1], 1.0)
+            each = np.where(inside > 0, 1.0 / np.maximum(inside, 1.0), 0.0)
+            cells += np.einsum("us,us->s", found[:, self._cells], each[:, self._owners])
+            totals += found[:, self._cells].sum(axis=0)
+            beside += np.einsum("ujb,uj->jb", around, 1.0 / rows)
+            finite += inside.sum(axis=0)
+            known += (inside > 0).sum(axis=0)
+        even = 1.0 / self._sizes[self._owners]
         return Shares(
-            cells=np.concatenate(means),
-            beside=np.stack(beside),
-            counts=np.concatenate(sums),
-            finite=np.array(finite),
+            cells=np.where(known[self._owners] > 0, cells / np.maximum(known, 1.0)[self._owners], even),
+            beside=beside / len(counts),
+            counts=totals,
+            finite=finite,
         )
 
     def read(self, reference: Shares, fleet: Shares) -> tuple[Familiar, ...]:
         """The figures of every feature, then of the score."""
         p, q, starts, places = reference.cells, fleet.cells, self._starts, self._places
-        owners = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        owners = self._owners
         a, b = np.maximum(p, SHARE_FLOOR), np.maximum(q, SHARE_FLOOR)
         psi = np.add.reduceat((b - a) * np.log(b / a), starts)
         gap = np.cumsum(q - p)

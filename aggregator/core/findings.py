@@ -16,7 +16,7 @@ from aggregator.core.components import (
     Components,
     Matrix,
 )
-from aggregator.looks import Familiar
+from aggregator.looks import Alarm, Familiar
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import ArtifactInfo
 
@@ -49,9 +49,9 @@ def movement(  # noqa: PLR0911 (a sentence for each nature)
     if nature == ACCURACY:
         return f"the estimated accuracy went from {before:.3f} to {now:.3f}"
     if nature == CLASS:
-        return f"class {info.manifest.labels[cell]} is predicted for {_percent(now)} of rows, {_percent(before)} before"
+        return f"class {info.manifest.labels[cell]} is predicted for {percent(now)} of rows, {percent(before)} before"
     if nature in FAULTS:
-        return f"{name}: {FAULT_WORDS[nature]} went from {_percent(before)} to {_percent(now)}"
+        return f"{name}: {FAULT_WORDS[nature]} went from {percent(before)} to {percent(now)}"
     if cell == LOCATION:
         return (
             f"{name} moved {'up' if now > before else 'down'} by {abs(now - before):.2f} standard deviations"
@@ -63,10 +63,8 @@ def movement(  # noqa: PLR0911 (a sentence for each nature)
     if owner < components.features and kinds[owner] == "category":
         words = info.manifest.features[owner].vocabulary
         what = str(words[cell - 1]) if 0 < cell <= len(words) else f"cell {cell}"
-        return f"{name} is {what} in {_percent(now)} of rows, {_percent(before)} before"
-    return (
-        f"{name}: {_percent(now)} of values are at most {columns.edges[cell]:.4g}, {_percent(before)} before"
-    )
+        return f"{name} is {what} in {percent(now)} of rows, {percent(before)} before"
+    return f"{name}: {percent(now)} of values are at most {columns.edges[cell]:.4g}, {percent(before)} before"
 
 
 def figures_as_evidence(found: Familiar) -> tuple[tuple[str, float | str], ...]:
@@ -100,6 +98,18 @@ def floors(
     return found
 
 
+def fault_as_evidence(components: Components, at: int) -> tuple[tuple[str, float | str], ...]:
+    """Which fault component ``at`` tells of, where it does."""
+    nature = int(components.nature[at])
+    of_input = components.owners[at] < components.features
+    return (("fault", FAULT_WORDS[nature]),) if of_input and nature in FAULTS else ()
+
+
+def is_broken(alarm: Alarm) -> bool:
+    """Whether an alarm tells of values that nobody measured: no model is better at these. A new category is a value."""
+    return alarm.kind == "quality" and dict(alarm.evidence).get("fault") != FAULT_WORDS[UNSEEN]
+
+
 def some(devices: Sequence[DeviceId]) -> str:
     """The first of the names, and how many more there are."""
     shown = ", ".join(devices[:NAMED])
@@ -111,5 +121,6 @@ def probability(p: float) -> str:
     return f"p {p:.2g}" if p >= 1e-12 else "p below 1e-12"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """``share`` as people read it."""
     return f"{100.0 * share:.3g} %"

@@ -2,12 +2,14 @@
 
 Pure: bytes in, a plan out. The service commits the plan in one transaction, then sends the acknowledgements,
 then lets the broker forget the messages. A message that arrives twice is planned twice; the store's unique
-key (device, session, seq) counts it once, and the device is told again.
+key (device, session, seq) counts it once, and the device is told again. Labels have the key (device, source, seq), and
+their source is told.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -15,14 +17,15 @@ import numpy as np
 from aggregator.records import Arrival, DeadLetter
 from edge_runtime.contract.codec import decode, decode_all
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.ids import DeviceId, Digest, SessionId
+from edge_runtime.contract.ids import DeviceId, Digest, SessionId, SourceId
 from edge_runtime.contract.manifest import ArtifactInfo
-from edge_runtime.contract.messages import Ack, Event, Message, Status, Window
+from edge_runtime.contract.messages import Ack, Event, Labels, Message, Status, Window
 from edge_runtime.contract.profile import FIXED_POINT, Profile, fit
 from edge_runtime.contract.topics import Topics
 
 MAX_WINDOW_COUNT: Final = 1 << 32
 """No honest window counts more rows; beyond it sums of a few windows would pass 64 bits."""
+_KNOWN: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class Decoded:
 
     topic: str
     payload: bytes
-    message: Status | Window | Event | DeadLetter
+    message: Status | Window | Event | Labels | DeadLetter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +43,11 @@ class Plan:
 
     windows: tuple[Arrival, ...] = ()
     events: tuple[Event, ...] = ()
+    labels: tuple[Labels, ...] = ()
     statuses: tuple[Status, ...] = ()
     dead: tuple[DeadLetter, ...] = ()
     acks: tuple[Ack, ...] = ()
+    labels_acks: tuple[tuple[SourceId, Ack], ...] = ()
 
 
 def read(topics: Topics, topic: str, payload: bytes) -> Decoded:
@@ -64,7 +69,7 @@ def read_all(topics: Topics, messages: Sequence[tuple[str, bytes]]) -> list[Deco
         opened = [None] * len(messages)
     found = []
     for (topic, payload), one in zip(messages, opened, strict=True):
-        message: Status | Window | Event | DeadLetter
+        message: Status | Window | Event | Labels | DeadLetter
         try:
             message = _read(topics, topic, payload, _alone(payload) if one is None else one)
         except Exception as e:  # noqa: BLE001
@@ -82,12 +87,12 @@ def _alone(payload: bytes) -> Message | ContractError:
 
 def _read(
     topics: Topics, topic: str, payload: bytes, message: Message | ContractError
-) -> Status | Window | Event | DeadLetter:
+) -> Status | Window | Event | Labels | DeadLetter:
     cause = "topic"
     try:
         # A window on its own topic is the common case, and that is one of a device.
         if not isinstance(message, Window) or topic != topics.window(message.device, message.model):
-            topics.sender(topic)
+            _check_topic(topics, topic)
         cause = "payload"
         if isinstance(message, ContractError):
             raise message
@@ -103,6 +108,8 @@ def _read(
             expected = topics.event(message.device)
         case Window():
             expected = topics.window(message.device, message.model)
+        case Labels():
+            expected = topics.labels(message.source)
         case _:
             return DeadLetter(topic, payload, f"a {type(message).__name__} is not what devices send", "kind")
     if topic != expected:
@@ -115,13 +122,52 @@ def _read(
 def sender(topics: Topics, topic: str) -> str:
     """Whose turn a message takes: its device's, or for statuses one apart; all strangers share one.
 
-    A device whose windows are too many may still say that it is there, and its last will that it is not.
+    A device whose windows are too many may still say that it is there, and its last will that it is not. Labels take
+    their source's turn.
     """
     try:
-        device, what = topics.sender(topic)
+        return _sender(topics, topic)
     except ContractError:
         return "?"
+
+
+# What is nobody's topic is not remembered, so this holds short texts only.
+@lru_cache(_KNOWN)
+def _sender(topics: Topics, topic: str) -> str:
+    source = topics.source(topic)
+    if source is not None:
+        return f"{source} labels"
+    device, what = topics.sender(topic)
     return f"{device} status" if what == "status" else device
+
+
+def _check_topic(topics: Topics, topic: str) -> None:
+    """Raises `ContractError` unless a device or a source of labels writes there."""
+    if topics.source(topic) is None:
+        topics.sender(topic)
+
+
+def check_labels(labels: Labels, info: ArtifactInfo) -> None:
+    """Raises `ContractError` unless the artifact could have given the answers that ``labels`` are about."""
+    manifest = info.manifest
+    if labels.model != manifest.name:
+        raise ContractError(
+            f"labels.model: the artifact is one of {manifest.name!r}, not of {labels.model!r}"
+        )
+    if not manifest.labels:
+        raise ContractError(
+            f"labels: {manifest.name!r} has no single right answer to count (its task is {manifest.task})"
+        )
+
+
+def _contradiction(labels: Labels, info: ArtifactInfo | None) -> str:
+    """What is wrong with labels of an artifact that is known here, empty when nothing is."""
+    try:
+        if info is not None:
+            check_labels(labels, info)
+    except ContractError as e:
+        return str(e)
+    return ""
 
 
 def _check_counts(w: Window) -> None:
@@ -184,7 +230,7 @@ def _fitting(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) 
 
 def digests(messages: Iterable[Decoded]) -> set[Digest]:
     """The artifacts whose layouts `plan` wants to know."""
-    return {m.message.digest for m in messages if isinstance(m.message, Window)}
+    return {m.message.digest for m in messages if isinstance(m.message, Window | Labels)}
 
 
 def plan(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> Plan:
@@ -194,12 +240,14 @@ def plan(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> P
     acknowledged, unjudged: telemetry is data, and the artifact may be published a minute later. Not
     acknowledging it would only make the device drop it when its outbox is full. A window that contradicts its
     known layout is a dead letter; it is acknowledged too, because sending it again cannot help and the letter
-    keeps its bytes.
+    keeps its bytes. Labels are kept and acknowledged likewise.
     """
     windows: list[Arrival] = []
     events: list[Event] = []
+    labels: list[Labels] = []
     statuses: list[Status] = []
     dead: list[DeadLetter] = []
+    told: dict[tuple[SourceId, DeviceId, SessionId], set[int]] = defaultdict(set)
     done: dict[tuple[DeviceId, SessionId], set[int]] = defaultdict(set)
     fitting = _fitting(messages, infos)
     for i, decoded in enumerate(messages):
@@ -211,6 +259,13 @@ def plan(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> P
             case Event() as event:
                 events.append(event)
                 done[event.device, event.session].add(event.seq)
+            case Labels() as one:
+                told[one.source, one.device, one.session].add(one.seq)
+                wrong = _contradiction(one, infos.get(one.digest))
+                if wrong:
+                    dead.append(DeadLetter(decoded.topic, decoded.payload, wrong, "labels"))
+                else:
+                    labels.append(one)
             case Window() as window:
                 done[window.device, window.session].add(window.seq)
                 info = infos.get(window.digest)
@@ -224,10 +279,15 @@ def plan(messages: Sequence[Decoded], infos: Mapping[Digest, ArtifactInfo]) -> P
     return Plan(
         windows=tuple(windows),
         events=tuple(events),
+        labels=tuple(labels),
         statuses=tuple(statuses),
         dead=tuple(dead),
         acks=tuple(
             Ack(device=device, session=session, seqs=tuple(sorted(seqs)))
             for (device, session), seqs in sorted(done.items())
+        ),
+        labels_acks=tuple(
+            (source, Ack(device=device, session=session, seqs=tuple(sorted(seqs))))
+            for (source, device, session), seqs in sorted(told.items())
         ),
     )

@@ -26,14 +26,16 @@ import numpy as np
 
 from aggregator.config import DriftConfig
 from aggregator.core import cohorts
+from aggregator.core.accuracy import estimate
 from aggregator.core.book import FLEET_KINDS, Book
 from aggregator.core.cohorts import FLEET
 from aggregator.core.components import components_of
-from aggregator.core.evidence import student
 from aggregator.core.familiar import Reader, Shares
-from aggregator.core.findings import EFFECTS
+from aggregator.core.findings import EFFECTS, is_broken
+from aggregator.core.firsts import FirstLooks
 from aggregator.core.newcomers import Arms, newcomer_findings
 from aggregator.core.own_past import (
+    REFUSED_SHARE,
     SENSOR_SHARE,
     TRUTH_SHARE,
     Cohort,
@@ -43,16 +45,15 @@ from aggregator.core.own_past import (
     fleet_findings,
 )
 from aggregator.core.past import DAY_SECONDS, Deviations, Past
-from aggregator.core.skew import Newcomers, Shared, skew_findings
-from aggregator.core.truth import Truth, performance_finding
-from aggregator.looks import Alarm, Estimate, Familiar, Finding, Look, Reading, Slice, Trace, Wish, merge
+from aggregator.core.skew import Newcomers, Shared, skew_findings, some_of
+from aggregator.core.truth import Tallies, nothing_lost
+from aggregator.looks import Alarm, Familiar, Finding, Look, Reading, Slice, Trace, Wish, merge
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import ArtifactInfo
-from edge_runtime.contract.profile import FIXED_POINT
 
 PERSISTS: Final = 2
 """A better model is asked for when the inputs have moved in so many looks in a row."""
-BROAD: Final = 0.75
+BROAD: Final = 0.6
 """Where devices are judged one by one, this share of them makes a movement of all."""
 MOST_BLOCK_LOOKS: Final = 24
 
@@ -99,9 +100,12 @@ class Judge:
         }
         self._recent: deque[Slice] = deque(maxlen=MOST_BLOCK_LOOKS)
         self._history = list(history)
-        self._seen: dict[DeviceId, int] = {}
+        self._first = FirstLooks(config.baseline_looks)
         self._past: Past | None = None
-        self._truth: Truth | None = None
+        self._tallies: Tallies | None = None
+        self._judged = self._few = 0
+        self._fewest = config.min_devices
+        self._alone = False
         reference = info.reference
         self._training = self._reader.shares([p for _, p in reference.groups if p.rows] or [reference.total])
         self._usual = self._training
@@ -128,7 +132,8 @@ class Judge:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be judged, and why."""
-        return tuple(self._notes.values())
+        few = [_few(self._fewest, self._config.min_devices, self._few, self._judged)] if self._few else []
+        return (*few, *self._notes.values())
 
     @property
     def book(self) -> Book:
@@ -142,27 +147,35 @@ class Judge:
 
     def look(self, one: Slice) -> Look:
         """Judges ``one``, the look after the last."""
-        info = self._terms.info
+        layout = self._terms.info.manifest.layout
         readings = tuple(
-            r for r in one.readings if r.profile.rows and r.profile.layout == info.manifest.layout
+            r
+            for r in one.readings
+            if r.profile.layout == layout and (r.profile.rows or r.refused or r.labelled)
         )
-        one = replace(one, readings=readings)
         if not readings:
             return Look(index=one.index, figures={}, suspects=self._suspects())
-        self._recent.append(one)
-        fleet = self._reader.shares([r.profile for r in readings])
-        findings = self._find(one, self._figures(self._usual, fleet))
+        whole, one = replace(one, readings=readings), replace(one, readings=_with_rows(readings))
+        figures: Mapping[str, Familiar] = {}
+        level = self._config.alpha / self._terms.looks
+        findings = self._tallies.findings(whole, self._members(whole), level) if self._tallies else []
+        if one.readings:
+            self._recent.append(one)
+            fleet = self._reader.shares([r.profile for r in one.readings])
+            figures = self._figures(self._usual if self._given else self._training, fleet)
+            against = figures if self._given else self._figures(self._usual, fleet)
+            findings += self._find(one, against)
         opened, closed = self._book.advance(one.index, findings)
         self._closed += closed
-        wish = self._wish(one)
+        wish = self._wish(whole, findings)
         self._remember(one)
         return Look(
             index=one.index,
             devices=len(readings),
             rows=sum(r.profile.rows for r in readings),
-            figures=self._figures(self._usual if self._given else self._training, fleet),
-            estimate=_estimate(readings),
-            findings=findings,
+            figures=figures,
+            estimate=estimate(readings),
+            findings=tuple(findings),
             opened=opened,
             closed=closed,
             wish=wish,
@@ -183,60 +196,56 @@ class Judge:
     # ── the past ───────────────────────────────────────────────────────────────────────────────────────
 
     def _learn(self) -> None:
+        """Learns from the looks at devices whose past is whole."""
+        looks = []
+        for one in self._history:
+            readings = tuple(r for r in one.readings if self._first.whole(r.device))
+            if readings:
+                looks.append(replace(one, readings=readings))
         try:
-            self._past = Past(self._terms.components, self._history)
+            self._past = Past(self._terms.components, looks)
         except ValueError as e:
             self._notes["past"] = f"no device's own past is known: {e}"
             return
         self._notes.pop("past", None)
-        self._truth = Truth(self._history, least=self._config.min_labelled)
-        self._usual = self._reader.shares(
-            [r.profile for one in self._history for r in one.readings if r.profile.rows]
-        )
+        self._tallies = Tallies(self._terms, looks)
+        self._usual = self._reader.shares([r.profile for one in looks for r in _with_rows(one.readings)])
 
     def _remember(self, one: Slice) -> None:
         """A device without a past gets one from its first looks; it is not judged against it before they are over."""
-        known = set(self._past.devices) if self._past is not None else set()
-        need = self._config.baseline_looks
-        fresh = tuple(
-            r for r in one.readings if r.device not in known or self._seen.get(r.device, need) < need
-        )
+        fresh = tuple(r for r in one.readings if self._first.wants(r, self._past))
         if not fresh:
             return
         self._history.append(replace(one, readings=fresh))
-        for reading in fresh:
-            self._seen[reading.device] = self._seen.get(reading.device, 0) + 1
-        if any(self._seen[r.device] == need for r in fresh):
+        if self._first.add(fresh, self._past):
             self._learn()
         if self._past is None:
-            seen = max(self._seen.values())
+            seen, need = self._first.most, self._config.baseline_looks
             self._notes["past"] = (
                 f"look {seen} of the {need} that make the devices' own past: no drift can be seen yet"
             )
         else:
             self._notes.pop("past", None)
 
+    def _has_past(self, device: DeviceId) -> bool:
+        return self._past is not None and device in self._past
+
     def _mature(self, deviations: Deviations) -> list[int]:
         """The devices whose past is whole: all that came with the history, others after their first looks."""
-        need = self._config.baseline_looks
-        return [i for i, device in enumerate(deviations.devices) if self._seen.get(device, need) >= need]
+        return [i for i, device in enumerate(deviations.devices) if self._first.whole(device)]
 
     # ── findings ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _find(self, one: Slice, figures: Mapping[str, Familiar]) -> tuple[Finding, ...]:
-        members = cohorts.split([r.device for r in one.readings], self.attributes, self._config.attributes)
-        found = list(self._against_past(one, members, figures))
-        if self._truth is not None:
-            level = self._config.alpha / self._terms.looks / len(members) * TRUTH_SHARE
-            for cohort, devices in members.items():
-                inside = set(devices)
-                part = replace(one, readings=tuple(r for r in one.readings if r.device in inside))
-                finding = performance_finding(self._terms, self._truth, cohort, part, level)
-                found += [finding] if finding is not None else []
+    def _find(self, one: Slice, figures: Mapping[str, Familiar]) -> list[Finding]:
+        members = self._members(one)
+        found = self._against_past(one, members, figures)
         if not self._given and one.index >= self._settle:
             found += self._against_training(one, members)
             found += self._against_others(one, members)
-        return tuple(found)
+        return found
+
+    def _members(self, one: Slice) -> Mapping[str, Sequence[DeviceId]]:
+        return cohorts.split([r.device for r in one.readings], self.attributes, self._config.attributes)
 
     def _against_past(
         self, one: Slice, members: Mapping[str, Sequence[DeviceId]], figures: Mapping[str, Familiar]
@@ -250,15 +259,17 @@ class Judge:
             return []
         level = self._config.alpha / self._terms.looks
         fleet = len(mature) >= self._config.min_devices
-        share = SENSOR_SHARE if fleet else 1.0 - TRUTH_SHARE
+        share = SENSOR_SHARE if fleet else 1.0 - TRUTH_SHARE - REFUSED_SHARE
         single: DeviceFindings = device_findings(
             self._terms, past, deviations, mature, self._beyond, level=level * share, against_fleet=fleet
         )
         self._beyond = single.beyond
+        self._judged += 1
+        self._alone = not fleet
         if not fleet:
-            self._notes["few"] = _few(len(mature), self._config.min_devices)
+            self._few += 1
+            self._fewest = min(self._fewest, len(mature))
             return list(single.findings)
-        self._notes.pop("few", None)
         found = list(single.findings)
         for cohort, devices in members.items():
             inside = set(devices)
@@ -271,7 +282,7 @@ class Judge:
                     Cohort(name=cohort, chosen=chosen, level=level / len(members), seed=one.index),
                     figures=figures,
                     beyond=single.beyond,
-                    truth_known=self._truth is not None and bool(self._truth.known),
+                    truth_known=self._tallies is not None and self._tallies.truth_known,
                 )
         return found
 
@@ -308,44 +319,65 @@ class Judge:
 
         Those with an open incident of what they answer stay among them: the past they have by then began with it.
         """
+        open_effects = [alarm for alarm in self._book.open if alarm.kind in EFFECTS]
+        concerned = {device for alarm in open_effects for device in alarm.devices}
+        if all(self._has_past(r.device) and r.device not in concerned for r in one.readings):
+            return []
         since: dict[DeviceId, int] = {}
         for past in self._history:
             for reading in past.readings:
                 since.setdefault(reading.device, past.index)
-        need = self._config.baseline_looks
         found: list[Finding] = []
         told: list[KeysView[DeviceId]] = []
         for cohort, devices in reversed(
             list(members.items())
         ):  # the fleet last: newcomers of one cohort are named once
             inside = set(devices)
-            effects = [alarm for alarm in self._book.open if alarm.cohort == cohort and alarm.kind in EFFECTS]
-            named = {device for alarm in effects for device in alarm.devices}
+            named = {d for alarm in open_effects if alarm.cohort == cohort for d in alarm.devices}
             fresh = {
                 r.device: r
                 for r in one.readings
                 if r.device in inside
                 and since.get(r.device, one.index) > 0
-                and (self._seen.get(r.device, 0) < need or r.device in named)
+                and (not self._has_past(r.device) or r.device in named)
             }
             first = min((since.get(device, one.index) for device in fresh), default=0)
             earlier = {device for device, index in since.items() if index < first}
-            others = _pooled(self._history, earlier) if earlier else {}
+            others = _pooled(self._history, set(some_of(earlier, self._config.max_devices)))
             if others and not (cohort == FLEET and fresh.keys() in told):
                 told.append(fresh.keys())
                 level = self._config.skew_alpha / len(members)
-                arms = Arms(cohort=cohort, newcomers=fresh, others=others, level=level, seed=one.index)
+                arms = Arms(
+                    cohort=cohort,
+                    newcomers=fresh,
+                    others=others,
+                    level=level,
+                    seed=one.index,
+                    worse=not named.isdisjoint(fresh),
+                )
                 found += newcomer_findings(self._terms, arms)
         return found
 
     # ── a better model ─────────────────────────────────────────────────────────────────────────────────
 
-    def _wish(self, one: Slice) -> Wish | None:
-        """Wished for as long as the inputs of a cohort keep moving and its predictions or its accuracy have moved."""
+    def _wish(self, one: Slice, findings: Sequence[Finding]) -> Wish | None:
+        """Wished for as long as the inputs of a cohort keep moving and its predictions or its accuracy have moved.
+
+        Values that are missing or repeated make no better model.
+        Where the truth is known, and says that nothing was lost, what is predicted may move as it will.
+        """
         for cohort in sorted({alarm.cohort for alarm in self._book.open}):
-            moving = self._book.persisting(cohort, FLEET_KINDS, PERSISTS)
-            effects = [alarm for alarm in self._book.open if alarm.cohort == cohort and alarm.kind in EFFECTS]
-            if "few" in self._notes:
+            found = self._book.persisting(cohort, FLEET_KINDS, PERSISTS)
+            moving = tuple(alarm for alarm in found if not is_broken(alarm))
+            floor = self._config.accuracy_floor
+            effects = [
+                alarm
+                for alarm in self._book.open
+                if alarm.cohort == cohort
+                and alarm.kind in EFFECTS
+                and not (alarm.kind == "prediction" and nothing_lost(findings, alarm.devices, floor))
+            ]
+            if self._alone:
                 moving, effects = self._broad(moving, one), list(self._broad(effects, one))
             if moving and effects:
                 why = "; ".join([moving[0].why, *(alarm.why for alarm in effects)])
@@ -360,12 +392,17 @@ class Judge:
         return tuple(alarm for alarm in alarms if len(alarm.devices) >= BROAD * len(one.readings))
 
 
-def _few(have: int, need: int) -> str:
-    devices = "1 device with a past" if have == 1 else f"{have} devices with a past"
-    return (
-        f"{devices}: a fleet verdict needs {need}, so each is judged against its own past alone, and a broken sensor "
-        "cannot be told from a changed world"
-    )
+def _few(have: int, need: int, few: int, looks: int) -> str:
+    devices = "1 device" if have == 1 else f"{have} devices"
+    if few < looks:
+        what = f"{few} of {looks} looks had fewer than {need} devices with a past, at the least {have}: there"
+    else:
+        what = f"{devices} with a past: a fleet verdict needs {need}, so"
+    return f"{what} each is judged against its own past alone, and a broken sensor cannot be told from a changed world"
+
+
+def _with_rows(readings: Sequence[Reading]) -> tuple[Reading, ...]:
+    return tuple(r for r in readings if r.profile.rows)
 
 
 def _looks_a_day(one: Slice) -> int:
@@ -380,18 +417,3 @@ def _pooled(looks: Sequence[Slice], devices: set[DeviceId]) -> dict[DeviceId, Re
             if reading.device in devices:
                 found.setdefault(reading.device, []).append(reading)
     return {device: merge(parts) for device, parts in found.items()}
-
-
-def _estimate(readings: Sequence[Reading]) -> Estimate:
-    labelled = sum(r.labelled for r in readings)
-    shares = [r.correct / r.labelled for r in readings if r.labelled]
-    known = float(np.mean(shares)) if shares else None
-    means = np.array(
-        [int(r.profile.sums[0]) / (FIXED_POINT * r.profile.rows) for r in readings if r.profile.sums.size]
-    )
-    if not means.size:
-        return Estimate(known=known, labelled=labelled)
-    half = None
-    if means.size > 1:
-        half = student(means.size - 1, 0.025) * float(means.std(ddof=1)) / math.sqrt(means.size)
-    return Estimate(estimated=float(means.mean()), half=half, known=known, labelled=labelled)

@@ -16,6 +16,7 @@ from aggregator.core.components import ACCURACY, LOCATION, REPEATED, SCALE, SHAP
 from aggregator.core.evidence import DeviceTest, FleetTest, Flips, test_devices, test_fleet, without_strongest
 from aggregator.core.findings import (
     EFFECTS,
+    fault_as_evidence,
     figures_as_evidence,
     floors,
     key_of,
@@ -34,7 +35,8 @@ Indices = NDArray[np.int64]
 INPUT_SHARE: Final = 0.4
 OUTPUT_SHARE: Final = 0.2
 TRUTH_SHARE: Final = 0.1
-SENSOR_SHARE: Final = 0.3
+REFUSED_SHARE: Final = 0.05
+SENSOR_SHARE: Final = 0.25
 """How the error budget of a look is shared out."""
 BROADER: Final = 1.25
 """Of the few's greatest number, so many times may be beyond their thresholds before it is the fleet that moved: honest
@@ -43,6 +45,8 @@ SURE: Final = 1.5
 """A device this far beyond its threshold is named at once, another when it comes back in the next look."""
 REPEATS_VARY: Final = 0.2
 """By this share of p (1 - p) repeated values may vary where a share p of them is usual: categories, whole numbers."""
+FAR: Final = 0.8
+"""Standard deviations of the training that a column's middle must move to be what is told of it."""
 NEAR_STRONGEST: Final = 0.7
 """A component speaks for its column when its score is at least this share of the column's largest."""
 FLIPS_SHARE: Final = 5
@@ -141,7 +145,7 @@ def fleet_findings(
         for tested, share in ((components.inputs, INPUT_SHARE), (~components.inputs, OUTPUT_SHARE))
     ]
     which = slice(None) if len(chosen) == len(deviations.devices) else chosen  # all need not be copied
-    away, usual = _mean(deviations.away[which]), _mean(deviations.usual[which])
+    away = _mean(deviations.away[which])
     found = []
     for owner, name in enumerate(components.names):
         if terms.of(owner).size:
@@ -161,11 +165,13 @@ def fleet_findings(
             moved = moved and _lingers(rest, float(past.common[at]), once)
             named = beyond.get(owner, frozenset())
             part = [d for i in chosen if (d := deviations.devices[i]) in named] if named else []
+            devices = tuple(deviations.devices[i] for i in chosen[_speakers(votes)]) if moved else ()
             if not moved and len(part) > terms.few(len(chosen)):
-                moved, p = True, cohort.level * SENSOR_SHARE
-            devices = tuple(deviations.devices[i] for i in chosen[votes >= 1.0]) if moved else ()
-            before, now = float(usual[at]), float(usual[at] + away[at])
-            words = movement(terms.info, components, at, before, now)
+                moved, p, devices = True, cohort.level * SENSOR_SHARE, tuple(part)
+            told = _told_of(components, at, away)
+            before = float(_mean(deviations.usual[which, told : told + 1])[0])
+            now = before + float(away[told])
+            words = movement(terms.info, components, told, before, now)
             found.append(
                 Finding(
                     kind=kind,
@@ -184,6 +190,7 @@ def fleet_findings(
                         ("z", float(tests[outputs].z[at])),
                         ("from", before),
                         ("to", now),
+                        *fault_as_evidence(components, at),
                         *(figures_as_evidence(figures[name]) if name in figures else ()),
                     ),
                     grave=kind in EFFECTS,
@@ -224,10 +231,29 @@ def _plainest(components: Components, mine: Indices, strength: Matrix) -> int:
     return strongest
 
 
+def _told_of(components: Components, at: int, away: Matrix) -> int:
+    """The component to tell people of instead of ``at``, where ``away`` (K,) is how far all of them moved.
+
+    What moves far to one side also spreads wider, and that may be the surer; but it is not what people see.
+    """
+    if components.cells[at] == SCALE:
+        mine = (components.owners == components.owners[at]) & (components.cells == LOCATION)
+        location = int(np.flatnonzero(mine)[0])
+        if abs(away[location]) >= FAR:
+            return location
+    return at
+
+
 def _lasts(terms: Terms, away: Matrix, owner: int, psi: float) -> bool:
     """Whether an open incident still matters: half of what opens one, so that it does not flap at the floor."""
     mine = terms.of(owner)
     return bool((np.abs(away[mine]) >= terms.floors[mine] / 2.0).any()) or psi >= terms.config.psi_floor / 2.0
+
+
+def _speakers(votes: Matrix) -> NDArray[np.bool_]:
+    """The devices that show a movement: by at least their noise, and by half of what is usual among such."""
+    loud = votes >= 1.0
+    return loud & (votes >= float(votes[loud].mean()) / 2.0) if loud.any() else loud
 
 
 def _lingers(rest: Matrix, common: float, level: float) -> bool:
@@ -278,16 +304,17 @@ def device_findings(
         if not mine.size:
             continue
         hits = _hits(components, deviations, result, judged, mine)
-        beyond[owner] = frozenset(deviations.devices[i] for i, _ in hits)
+        beyond[owner] = frozenset(deviations.devices[hit.device] for hit in hits)
         again = before.get(owner, frozenset())
         sure = [
-            (i, at)
-            for i, at in hits
-            if deviations.devices[i] in again or abs(float(result.u[i, at])) >= SURE * result.threshold
+            hit
+            for hit in hits
+            if deviations.devices[hit.device] in again or abs(hit.u) >= SURE * result.threshold
         ]
         few = not against_fleet or len(hits) <= terms.few(len(judged))
-        kind = kind_of(components, (sure or hits or [(0, int(mine[0]))])[0][1], own="drift")
-        why, evidence = _told(terms, deviations, result, sure, against_fleet=against_fleet)
+        strongest = (sure or hits)[0].at if hits else int(mine[0])
+        kind = kind_of(components, strongest, own="drift")
+        why, evidence = _told(terms, deviations, result.threshold, sure, against_fleet=against_fleet)
         found.append(
             Finding(
                 kind="sensor" if against_fleet else kind,
@@ -298,7 +325,8 @@ def device_findings(
                 clear=not hits,
                 at_once=True,
                 p=level if sure else 1.0,
-                devices=tuple(deviations.devices[i] for i, _ in sure),
+                devices=tuple(deviations.devices[hit.device] for hit in sure),
+                one_by_one=True,
                 judged=len(judged),
                 grave=kind in EFFECTS,
                 why=why,
@@ -308,36 +336,43 @@ def device_findings(
     return DeviceFindings(findings=tuple(found), beyond=beyond)
 
 
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """A device beyond its threshold, by index, with the component that is furthest, and how far that is."""
+
+    device: int
+    at: int
+    u: float
+
+
 def _hits(
     components: Components, deviations: Deviations, result: DeviceTest, judged: Sequence[int], mine: Indices
-) -> list[tuple[int, int]]:
-    """(device, component) of the devices beyond their threshold, each with the component that is furthest."""
+) -> list[_Hit]:
     found = []
-    hit = np.flatnonzero(result.beyond[:, mine].any(axis=1))
-    for i in sorted(set(hit.tolist()) & set(judged)) if hit.size else ():
-        beyond = result.beyond[i, mine]
-        at = _plainest(components, mine, np.where(beyond, np.abs(result.u[i, mine]), 0.0))
-        if components.nature[at] != ACCURACY or deviations.away[i, at] < 0:
-            found.append((i, at))
+    known = set(judged)
+    for k in np.flatnonzero(result.beyond[:, mine].any(axis=1)).tolist():
+        device = int(result.hit[k])
+        if device in known:
+            strength = np.where(result.beyond[k, mine], np.abs(result.u[k, mine]), 0.0)
+            at = _plainest(components, mine, strength)
+            if components.nature[at] != ACCURACY or deviations.away[device, at] < 0:
+                found.append(_Hit(device, at, float(result.u[k, at])))
     return found
 
 
 def _told(
-    terms: Terms,
-    deviations: Deviations,
-    result: DeviceTest,
-    sure: Sequence[tuple[int, int]],
-    *,
-    against_fleet: bool,
+    terms: Terms, deviations: Deviations, threshold: float, sure: Sequence[_Hit], *, against_fleet: bool
 ) -> tuple[str, tuple[tuple[str, float | str], ...]]:
     if not sure:
         return "", ()
-    i, at = max(sure, key=lambda hit: abs(float(result.u[hit])))
-    before = float(deviations.usual[i, at])
-    now = before + float(deviations.away[i, at])
-    words = movement(terms.info, terms.components, at, before, now)
-    names = some([deviations.devices[k] for k, _ in sure])
+    most = max(sure, key=lambda hit: abs(hit.u))
+    away = deviations.away[most.device]
+    told = _told_of(terms.components, most.at, away)
+    before = float(deviations.usual[most.device, told])
+    now = before + float(away[told])
+    words = movement(terms.info, terms.components, told, before, now)
+    names = some([deviations.devices[hit.device] for hit in sure])
     than = "from what the other devices do" if against_fleet else "from its own past"
-    u = float(result.u[i, at])
-    why = f"{names}: {words}, {abs(u):.0f} times its usual noise {than}"
-    return why, (("u", u), ("threshold", result.threshold), ("from", before), ("to", now))
+    why = f"{names}: {words}, {abs(most.u):.0f} times its usual noise {than}"
+    numbers = (("u", most.u), ("threshold", threshold), ("from", before), ("to", now))
+    return why, (*numbers, *fault_as_evidence(terms.components, most.at))

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.core.components import Components, Matrix
+from aggregator.core.components import LOCATION, SHAPE, Components, Matrix, stretches
 from aggregator.looks import Reading, Slice
 from edge_runtime.contract.ids import DeviceId
 
@@ -35,7 +35,10 @@ COLUMN_LOOKS: Final = 12.0
 """How many looks of one component are worth what all components of its column say of the noise."""
 VOTE: Final = 3.0
 """No device's deviation counts for more than this many times its noise."""
+DENSITY: Final = 0.4
+"""The normal density's largest value: so much of a standard deviation a distribution function moves by."""
 FEWEST_LOOKS: Final = 3
+LEAST_VARIANCE: Final = 1e-18
 MOST_FOLLOWING: Final = 0.9
 
 
@@ -44,20 +47,23 @@ class Deviations:
     """How far devices are from their own past now.
 
     ``devices`` are those that have one. ``away`` (n, K) is the difference, NaN where there is nothing to compare;
-    ``noise`` (n, K) the standard deviation it has while nothing moves; ``usual`` (n, K) what was expected;
-    ``grain`` (n, columns) is what one row is worth.
+    ``variance`` (n, K) what it has while nothing moves; ``usual`` (n, K) what was expected; ``grain`` (n, columns) is
+    what one row is worth.
     """
 
     devices: tuple[DeviceId, ...]
     away: Matrix
-    noise: Matrix
+    variance: Matrix
     usual: Matrix
     grain: Matrix
 
     @cached_property
     def votes(self) -> Matrix:
         """(n, K) deviations in units of noise, none larger than `VOTE`; 0 where there is nothing to compare."""
-        return capped(self.away / self.noise)
+        found = np.empty_like(self.away)
+        for part in stretches(*found.shape):
+            found[part] = capped(self.away[part] / np.sqrt(self.variance[part]))
+        return found
 
 
 def capped(deviations: Matrix) -> Matrix:
@@ -98,14 +104,19 @@ class Past:
         if len(looks) < 2:
             raise ValueError(f"a past of {len(looks)} looks says nothing about noise; two are needed")
         self.components = components
-        self.looks = len(looks)
         found: dict[DeviceId, int] = {}
         for one in looks:
             for reading in one.readings:
                 found[reading.device] = found.get(reading.device, 0) + 1
         self._at = {device: i for i, device in enumerate(sorted(d for d, n in found.items() if n > 1))}
         self._sum_up(looks)
-        self._learn_cycle(looks)
+        self._together = self._broad(looks)
+        self.looks = len(self._together)
+        span = max((one.end_ns for one in self._together), default=0) - min(
+            (one.start_ns for one in self._together), default=0
+        )
+        self._day = span / 1e9 >= COVERED * DAY_SECONDS
+        self._learn_cycle(self._together)
         self._learn_noise(looks)
 
     @property
@@ -113,9 +124,21 @@ class Past:
         """The devices that have a past, sorted."""
         return tuple(self._at)
 
+    def __contains__(self, device: object) -> bool:
+        """Whether a device has a past."""
+        return device in self._at
+
     def _known(self, one: Slice) -> tuple[list[Reading], NDArray[np.int64]]:
         readings = [r for r in one.readings if r.device in self._at and r.profile.rows]
         return readings, np.array([self._at[r.device] for r in readings], np.int64)
+
+    def _broad(self, looks: Sequence[Slice]) -> list[Slice]:
+        """The looks that say what all do together: those of at least half as many devices as any look has.
+
+        Devices that came later have looks of their own.
+        """
+        counts = [sum(r.device in self._at for r in one.readings) for one in looks]
+        return [one for one, n in zip(looks, counts, strict=True) if n and 2 * n >= max(counts)]
 
     def _sum_up(self, looks: Sequence[Slice]) -> None:
         n = len(self._at)
@@ -162,7 +185,9 @@ class Past:
                 times.append(float(np.mean([_middle(r) for r in readings])))
                 lengths.append(float(np.median([r.end_ns - r.start_ns for r in readings])) / 1e9)
         means, seconds = np.stack(rows), np.array(times)
-        scale = np.sqrt(self.components.variance_of_a_row(np.nanmean(self._mean.values, axis=0)) + 1e-9)
+        known = ~np.isnan(self._mean.values)
+        usual = np.where(known, self._mean.values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        scale = np.sqrt(self.components.variance_of_a_row(usual) + 1e-9)
         means = means / scale
         best = _left_out(means, np.empty((len(means), 0)))
         for order in _orders(seconds, float(np.median(lengths))):
@@ -226,19 +251,44 @@ class Past:
         self._variance = (COLUMN_LOOKS * effect * expected + squares) / (COLUMN_LOOKS + seen)
         self.device_freedom = COLUMN_LOOKS + max(1.0, self.looks - 1.0)
         self.wander = self._wander(products, followed)
-        self._learn_common(looks)
+        self._learn_tails()
+        self._learn_common(self._together)
 
     def _wander(self, products: Matrix, squares: Matrix) -> Matrix:
         """(K,) by how much a device's variance over a long time exceeds what its looks have shown.
 
         What strays from look to look in steps that follow each other goes further than so few looks can tell: by
-        (1 + r) / (1 - r), r being the correlation of each look with the one before, of all devices' column as one.
+        (1 + r) / (1 - r), r being the correlation of each look with the one before, of all devices' column as one. By
+        the square of it where the looks are less than a day and know no cycle: what they saw of one may be its calmest
+        hours.
         """
         owners, many = self.components.owners, len(self.components.names)
         one = np.bincount(owners, products, many) / np.maximum(np.bincount(owners, squares, many), 1e-300)
         follows = np.clip(one, 0.0, MOST_FOLLOWING)[owners]
         found: Matrix = (1.0 + follows) / (1.0 - follows)
+        return found if self._day or self.order != (0, 0) else found * found
+
+    def long_variance(self, variance: Matrix) -> Matrix:
+        """(n, K) what devices' deviations vary by over a long time, where single looks vary by ``variance`` (n, K).
+
+        Where less than a day is known, the tails of a column have hardly moved, but move with its middle: by its
+        standard deviation times the density, `DENSITY` at most.
+        """
+        found: Matrix = variance * self.wander
+        if self._tails.size:
+            found[:, self._tails] += variance[:, self._middles] * self._carry
         return found
+
+    def _learn_tails(self) -> None:
+        components = self.components
+        places = np.flatnonzero((components.cells == LOCATION) & (components.nature == SHAPE))
+        middle = np.full(len(components.names), -1)
+        middle[components.owners[places]] = places
+        short = not self._day and self.order == (0, 0)
+        shapes = (components.nature == SHAPE) & (middle[components.owners] >= 0) & (components.cells >= 0)
+        self._tails = np.flatnonzero(shapes & (self.wander > 1.0) & short)
+        self._middles = middle[components.owners[self._tails]]
+        self._carry = DENSITY * DENSITY * (self.wander[self._tails] - 1.0)
 
     def _learn_common(self, looks: Sequence[Slice]) -> None:
         """How much more the fleet's statistic varies from look to look than its devices' noise explains."""
@@ -294,21 +344,22 @@ class Past:
         at = np.array([self._at[r.device] for r in known], np.int64)
         whole = len(at) == len(self._at) and bool((np.diff(at) == 1).all())
         which = slice(None) if whole else at  # ten thousand devices need not be copied
-        away = self.components.sample([r.profile for r in known]).values
         usual = self._mean.values[which]
         if self.order != (0, 0):
             usual = usual + self._expected(known)
-        away -= usual
         rows = np.array([float(r.profile.rows) for r in known])
         # A window of fewer rows is noisier; one of more is not believed to be calmer than the past has shown.
         fewer = np.maximum(1.0, self._per_window[which] / rows)
-        noise = self._variance[which] * (fewer + 1.0 / np.maximum(self._windows[which], 1.0))[:, None]
-        np.sqrt(noise, out=noise)
-        np.maximum(noise, 1e-9, out=noise)
+        factor = (fewer + 1.0 / np.maximum(self._windows[which], 1.0))[:, None]
+        away, variance = self.components.sample([r.profile for r in known]).values, self._variance[which]
+        noise = np.empty_like(away)
+        for part in stretches(*away.shape):
+            away[part] -= usual[part]
+            np.maximum(variance[part] * factor[part], LEAST_VARIANCE, out=noise[part])
         return Deviations(
             devices=tuple(r.device for r in known),
             away=away,
-            noise=noise,
+            variance=noise,
             usual=usual,
             grain=self._grain[which] * fewer[:, None],
         )

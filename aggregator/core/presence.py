@@ -22,6 +22,8 @@ from aggregator.records import DeviceRecord
 from edge_runtime.contract.messages import Status
 
 REMEMBERED_SESSIONS: Final = 32
+HEARD_NS: Final = 1_000_000_000
+"""How exact ``last_seen_ns`` is where nothing else changes: who sends a lot is not written down anew each time."""
 
 
 def apply(record: DeviceRecord | None, status: Status, now_ns: int) -> DeviceRecord:
@@ -83,5 +85,10 @@ def settle(record: DeviceRecord, now_ns: int, patience_ns: int) -> DeviceRecord:
 
 
 def heard(record: DeviceRecord, now_ns: int) -> DeviceRecord:
-    """The device of an undoubted session sent a window or an event: doubt about it is over."""
+    """The device of an undoubted session sent a window or an event: doubt about it is over.
+
+    The same object when there was none and the device was heard less than `HEARD_NS` ago.
+    """
+    if not record.doubted_ns and 0 <= now_ns - record.last_seen_ns < HEARD_NS:
+        return record
     return replace(record, last_seen_ns=now_ns, doubted_ns=0)

@@ -7,7 +7,7 @@ whether it could be one more device: a test that only gross differences pass.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from aggregator.config import DriftConfig
 from aggregator.core import permutation
 from aggregator.core.components import Components, Matrix
 from aggregator.core.evidence import to_normal, without_strongest
-from aggregator.core.findings import figures_as_evidence, kind_of, probability
+from aggregator.core.findings import fault_as_evidence, figures_as_evidence, kind_of, probability
 from aggregator.core.own_past import Terms
 from aggregator.looks import Familiar, Finding
 from edge_runtime.contract.ids import DeviceId
@@ -173,7 +173,7 @@ def skew_findings(
     """
     config, components = terms.config, terms.components
     groups = [profile for _, profile in terms.info.reference.groups if profile.rows]
-    devices = _some(who.devices, config.max_devices)
+    devices = [who.devices[device] for device in some_of(who.devices, config.max_devices)]
     if len(devices) < config.min_devices:
         need = f"{config.min_devices} are needed to compare them with the training"
         return [], f"{who.cohort}: {len(devices)} devices, {need}"
@@ -201,11 +201,12 @@ def skew_findings(
     return found, note
 
 
-def _some(devices: Mapping[DeviceId, Profile], limit: int) -> list[Profile]:
-    """At most ``limit`` of them, always the same: a test's cost must not grow with the fleet."""
-    if len(devices) <= limit:
-        return list(devices.values())
-    return [devices[device] for device in sorted(devices, key=lambda d: zlib.crc32(d.encode()))[:limit]]
+def some_of(devices: Iterable[DeviceId], limit: int) -> list[DeviceId]:
+    """At most ``limit`` of them, sorted, always the same: a test's cost must not grow with the fleet."""
+    found = sorted(devices)
+    return (
+        found if len(found) <= limit else sorted(sorted(found, key=lambda d: zlib.crc32(d.encode()))[:limit])
+    )
 
 
 def _large(reading: Familiar, config: DriftConfig) -> bool:
@@ -237,7 +238,12 @@ def _finding(
             f"{name} is not as in training: {100 * reading.below[1]:.0f} % of values are at most {reading.cut:.4g}, "
             f"{100 * reading.below[0]:.0f} % there ({units}, {probability(p)})"
         ),
-        evidence=(("p", p), ("z", float(test.z[at])), *figures_as_evidence(reading)),
+        evidence=(
+            ("p", p),
+            ("z", float(test.z[at])),
+            *fault_as_evidence(components, at),
+            *figures_as_evidence(reading),
+        ),
     )
 
 

@@ -1,132 +1,174 @@
-"""Accuracy where the truth is known: rows whose right answer devices, or late labels, told."""
+"""Findings from what is counted beside the profiles: known accuracy, and rows that the model refuses.
 
-import math
+Rows whose right answer devices, or late labels, told give the accuracy. Rows that were answered with an error are in no
+histogram: a sensor that died under a model which takes no missing values is seen here, and only here.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
-import numpy as np
-from scipy import special
-
-from aggregator.core.components import Matrix
-from aggregator.core.evidence import student, to_normal, without_strongest
-from aggregator.core.findings import key_of, probability
-from aggregator.core.own_past import Terms
-from aggregator.core.past import capped, fleet_statistic
+from aggregator.core.cohorts import FLEET
+from aggregator.core.findings import key_of, percent, probability, some
+from aggregator.core.own_past import REFUSED_SHARE, TRUTH_SHARE, Terms
+from aggregator.core.rates import Rates
 from aggregator.looks import Finding, Reading, Slice
 from edge_runtime.contract.ids import DeviceId
 
+FEWEST_REFUSED: Final = 100
+"""A device has a past of refused rows when so many rows, refused or not, are known of it."""
+REFUSED: Final = "refused rows"
+
+
+def right(reading: Reading) -> tuple[int, int]:
+    """(labelled rows, right answers)."""
+    return reading.labelled, reading.correct
+
+
+def answered(reading: Reading) -> tuple[int, int]:
+    """(rows, answered ones)."""
+    rows = reading.profile.rows
+    return rows + sum(n for _, n in reading.refused), rows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TruthTest:
-    """Accuracies are means over devices, ``half`` the half width of the present one's 95 % interval; ``p`` is that of a
-    drop. ``rest`` is the drop without the few devices that dropped most.
+class _Measure:
+    """What is counted: ``floor`` is the fleet's least drop that matters, ``own_floor`` that of a single device; a
+    device among many is judged by itself ``always``, or only where they are too few for a fleet verdict.
     """
 
-    before: float
-    now: float
-    half: float
-    devices: int
-    p: float
-    rest: float
+    kind: Literal["performance", "quality"]
+    key: str
+    rates: Rates
+    share: float
+    floor: float
+    own_floor: float
+    always: bool
 
 
-class Truth:
-    """Each device's accuracy in known-good looks, and how it varied from look to look."""
+class Tallies:
+    """The devices' own past of what is counted beside the profiles, by their known-good ``looks``."""
 
-    def __init__(self, looks: Sequence[Slice], *, least: int) -> None:
-        self._least = least
-        totals: dict[DeviceId, list[int]] = {}
-        for one in looks:
-            for reading in one.readings:
-                seen = totals.setdefault(reading.device, [0, 0])
-                seen[0] += reading.labelled
-                seen[1] += reading.correct
-        self._past = {d: (n, right / n) for d, (n, right) in totals.items() if n >= least}
-        self._effect = self._design_effect(looks)
-        self._common = self._shared(looks)
+    def __init__(self, terms: Terms, looks: Sequence[Slice]) -> None:
+        config = terms.config
+        self._terms = terms
+        self._measures = (
+            _Measure(
+                kind="performance",
+                key=key_of("performance", ""),
+                rates=Rates(looks, right, least=config.min_labelled),
+                share=TRUTH_SHARE,
+                floor=config.accuracy_floor,
+                own_floor=config.accuracy_floor,
+                always=False,
+            ),
+            _Measure(
+                kind="quality",
+                key=REFUSED,
+                rates=Rates(looks, answered, least=FEWEST_REFUSED),
+                share=REFUSED_SHARE,
+                floor=config.fault_floor,
+                own_floor=max(config.fault_floor, config.sensor_floor / 2.0),
+                always=True,
+            ),
+        )
 
     @property
-    def known(self) -> Mapping[DeviceId, tuple[int, float]]:
-        """(labelled rows, accuracy) of each device with enough of them."""
-        return self._past
+    def truth_known(self) -> bool:
+        """Whether right answers are known of any device."""
+        return bool(self._measures[0].rates.known)
 
-    def _devices(self, one: Slice) -> list[Reading]:
-        return [r for r in one.readings if r.device in self._past and r.labelled >= min(self._least, 10)]
-
-    def _variances(self, readings: Sequence[Reading]) -> Matrix:
-        """Binomial variances of readings against their past, right answers drawn a row towards a half."""
-        shares = np.array(
-            [(self._past[r.device][1] * r.labelled + 0.5) / (r.labelled + 1.0) for r in readings]
-        )
-        sizes = np.array([1.0 / r.labelled + 1.0 / self._past[r.device][0] for r in readings])
-        found: Matrix = shares * (1.0 - shares) * sizes
-        return found
-
-    def _away(self, readings: Sequence[Reading]) -> Matrix:
-        return np.array([r.correct / r.labelled - self._past[r.device][1] for r in readings])
-
-    def _design_effect(self, looks: Sequence[Slice]) -> float:
-        ratios = []
-        for one in looks:
-            readings = self._devices(one)
-            if readings:
-                ratios.append(self._away(readings) ** 2 / self._variances(readings))
-        return max(1.0, float(np.concatenate(ratios).mean())) if ratios else 1.0
-
-    def _votes(self, readings: Sequence[Reading]) -> Matrix:
-        return capped(self._away(readings) / np.sqrt(self._effect * self._variances(readings)))
-
-    def _shared(self, looks: Sequence[Slice]) -> float:
+    def findings(self, one: Slice, members: Mapping[str, Sequence[DeviceId]], level: float) -> list[Finding]:
+        """What one look says; ``level`` is its budget, `TRUTH_SHARE` and `REFUSED_SHARE` of which are used."""
         found = []
-        for one in looks:
-            readings = self._devices(one)
-            if len(readings) > 2:
-                found.append(float(fleet_statistic(self._votes(readings)[:, None])[0]) ** 2)
-        return max(1.0, float(np.mean(found))) if found else 1.0
+        least = self._terms.config.min_devices
+        for measure in self._measures:
+            rates, half = measure.rates, level * measure.share / 2.0
+            known = rates.judged(one.readings)
+            many = known >= least
+            if known and (not many or measure.always):
+                found.append(self._devices(measure, one, half, among_many=many))
+            for cohort, devices in members.items():
+                inside = set(devices)
+                part = replace(one, readings=tuple(r for r in one.readings if r.device in inside))
+                # Two that know are not the fleet, unless they are all there are.
+                if rates.judged(part.readings) >= min(least, len(part.readings)):
+                    found.append(self._fleet(measure, cohort, part, half / len(members)))
+        return [finding for finding in found if finding is not None]
 
-    def test(self, one: Slice, few_share: float) -> TruthTest | None:
-        """Whether accuracy dropped against the devices' own past; None without two devices whose truth is known."""
-        readings = self._devices(one)
-        if len(readings) < 2:
+    def _fleet(self, measure: _Measure, cohort: str, one: Slice, level: float) -> Finding | None:
+        """Whether the share of good rows dropped in the devices of ``one`` as a whole."""
+        config = self._terms.config
+        test = measure.rates.test(one.readings, config.few_share)
+        if test is None:
             return None
-        now = np.array([r.correct / r.labelled for r in readings])
-        before = np.array([self._past[r.device][1] for r in readings])
-        statistic = fleet_statistic(self._votes(readings)[:, None]) / math.sqrt(self._common)
-        n = len(readings)
-        z = float(to_normal(statistic, max(1.0, n - 1.0))[0])
-        half = student(n - 1, 0.025) * float(now.std(ddof=1)) / math.sqrt(n)
-        return TruthTest(
-            before=float(before.mean()),
-            now=float(now.mean()),
-            half=half,
-            devices=n,
-            p=float(special.ndtr(z)),
-            rest=float(without_strongest(before - now, few_share).mean()),
+        dropped = test.before - test.now >= measure.floor and test.rest >= measure.floor / 2.0
+        words = _told(measure.kind, test.before, test.now, one.readings, half=test.half)
+        return Finding(
+            kind=measure.kind,
+            cohort=cohort,
+            key=measure.key,
+            feature=None,
+            moved=test.p <= level and dropped,
+            clear=test.p > config.clear_p or not dropped,
+            at_once=True,
+            p=test.p,
+            devices=tuple(sorted(r.device for r in one.readings if r.device in measure.rates.known)),
+            judged=test.devices,
+            why=f"{words}, over {test.devices} devices ({probability(test.p)})",
+            evidence=(("p", test.p), ("from", test.before), ("to", test.now), ("half_width", test.half)),
+            grave=measure.kind == "performance",
+        )
+
+    def _devices(self, measure: _Measure, one: Slice, level: float, *, among_many: bool) -> Finding | None:
+        """Devices whose own share dropped; what a few among many do is called ``sensor``, more are the fleet's."""
+        each = measure.rates.each(one.readings)
+        if not each:
+            return None
+        far = [r for r in each if r.p <= level / len(each) and r.before - r.now >= measure.own_floor]
+        clear_p = self._terms.config.clear_p / len(each)
+        doubtful = any(r.p <= clear_p and r.before - r.now >= measure.own_floor / 2.0 for r in each)
+        worst = min(far or each, key=lambda r: r.p)
+        names = tuple(sorted(r.device for r in far))
+        words = _told(
+            measure.kind, worst.before, worst.now, [r for r in one.readings if r.device == worst.device]
+        )
+        return Finding(
+            kind="sensor" if among_many else measure.kind,
+            cohort=FLEET,
+            key=measure.key,
+            feature=None,
+            moved=bool(far) and not (among_many and len(far) > self._terms.few(len(each))),
+            clear=not doubtful,
+            at_once=True,
+            p=min(1.0, worst.p * len(each)),
+            devices=names,
+            one_by_one=True,
+            judged=len(each),
+            why=f"{some(names)}: {words} ({probability(worst.p)})" if far else "",
+            evidence=(("p", worst.p), ("from", worst.before), ("to", worst.now)),
+            grave=measure.kind == "performance",
         )
 
 
-def performance_finding(terms: Terms, truth: Truth, cohort: str, one: Slice, level: float) -> Finding | None:
-    """Whether the known accuracy of the devices in ``one`` dropped; None where too little truth is known."""
-    test = truth.test(one, terms.config.few_share)
-    if test is None:
-        return None
-    floor = terms.config.accuracy_floor
-    dropped = test.before - test.now >= floor and test.rest >= floor / 2.0
-    return Finding(
-        kind="performance",
-        cohort=cohort,
-        key=key_of("performance", ""),
-        feature=None,
-        moved=test.p <= level and dropped,
-        clear=test.p > terms.config.clear_p or not dropped,
-        at_once=True,
-        p=test.p,
-        devices=tuple(sorted(r.device for r in one.readings if r.device in truth.known)),
-        judged=test.devices,
-        why=(
-            f"accuracy is {test.now:.3f} ± {test.half:.3f} over {test.devices} devices, {test.before:.3f} before "
-            f"({probability(test.p)})"
-        ),
-        evidence=(("p", test.p), ("from", test.before), ("to", test.now), ("half_width", test.half)),
-        grave=True,
-    )
+def nothing_lost(findings: Sequence[Finding], devices: Sequence[DeviceId], floor: float) -> bool:
+    """Whether the known accuracy of ``devices``, among others, dropped by less than ``floor``: 97.5 % confidence."""
+    for finding in findings:
+        evidence = dict(finding.evidence)
+        if finding.key == key_of("performance", "") and "half_width" in evidence:
+            least, lost = float(evidence["half_width"]), float(evidence["from"]) - float(evidence["to"])
+            if not finding.moved and lost + least < floor and set(devices) <= set(finding.devices):
+                return True
+    return False
+
+
+def _told(kind: str, before: float, now: float, readings: Sequence[Reading], *, half: float = 0.0) -> str:
+    if kind == "performance":
+        within = f" ± {half:.3f}" if half else ""
+        return f"accuracy is {now:.3f}{within}, {before:.3f} before"
+    reasons: Counter[str] = Counter()
+    for reading in readings:
+        reasons.update(dict(reading.refused))
+    named = ", ".join(f"{reason} {rows}" for reason, rows in reasons.most_common())
+    return f"the model refuses {percent(1.0 - now)} of rows, {percent(1.0 - before)} before ({named or 'none now'})"

@@ -118,6 +118,8 @@ def _window(
         "refused": dict(sorted(refused.items())),
         "accuracy": accuracy(found),
         "estimated_accuracy": estimate.estimated,
+        "estimate_error": estimate.error,
+        "estimate_error_half": estimate.error_half,
         "features": {name: _figures(figures[name]) for name in names if name in figures},
     }
 

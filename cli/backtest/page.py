@@ -1,5 +1,6 @@
 """The outcome as one self-contained page: what moved when, before and after, and the accuracy."""
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def render(outcome: Outcome, notes: Sequence[str], data: str) -> str:
     )
     alarms = [("severity", "kind", "feature", "windows", "devices", "why")]
     alarms += [
-        (a.severity, a.kind, a.feature or "", span(a), _few(a.devices), a.why)
+        (a.severity, a.kind, a.feature or "", _span(a), _few(a.devices), a.why)
         for a in sorted(outcome.alarms, key=lambda a: a.opened_window)
     ]
     sections = [section("Alarms", "" if outcome.alarms else "None.", table(alarms) if outcome.alarms else "")]
@@ -55,7 +56,8 @@ def render(outcome: Outcome, notes: Sequence[str], data: str) -> str:
         if curves:
             sections.append(section("Accuracy", _ACCURACY, svg(_accuracy(outcome, curves))))
     if notes:
-        sections.append(section("Notes", "", table([("note",), *((text,) for text in notes)])))
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in notes)
+        sections.append(section("Notes", "", f"<ul>{items}</ul>"))
     return page(f"Backtest of {manifest.name} {manifest.version}", lead, sections)
 
 
@@ -76,9 +78,15 @@ def _number(n: int, what: str) -> str:
 
 
 def _few(devices: Sequence[DeviceId]) -> str:
+    """At most three lines of a narrow column."""
     return (
-        ", ".join(devices) if len(devices) <= 6 else f"{', '.join(devices[:5])} and {len(devices) - 5} more"
+        ", ".join(devices) if len(devices) <= 3 else f"{', '.join(devices[:2])} and {len(devices) - 2} more"
     )
+
+
+def _span(alarm: Alarm) -> str:
+    """In one line of a narrow column."""
+    return span(alarm).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _covered(outcome: Outcome, alarm: Alarm) -> tuple[int, int]:
@@ -138,7 +146,7 @@ def _windows_axis(ax: Axes, slices: Sequence[Slice]) -> None:
         k = round(position)
         return f"{k}\n{moment(slices[k].start_ns)[5:16].replace('T', ' ')}" if 0 <= k < len(slices) else ""
 
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(when))
     ax.set_xlim(-0.5, len(slices) - 0.5)
     ax.set_xlabel("window, and its start in UTC", color=MUTED)

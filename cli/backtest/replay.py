@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -27,6 +27,8 @@ _WINDOW: Final = {
 }  # of a device's configuration
 _UNITS: Final = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 _ALLOWED: Final = "give rows:N (N rows of a device each), or a time like 90s, 15m, 1h, at most 1d"
+
+_AT_ONCE: Final = 65_536
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +62,8 @@ def parse_window(text: str) -> Rule:
     seconds = _WINDOW["seconds"]
     if not seconds.low <= period_ns / 1e9 <= seconds.high:
         raise ConfigError(
-            f"--window {text!r}: a device's window lasts from {seconds.low:g} to {seconds.high:g} seconds"
+            f"--window {text!r}: a device's window lasts from {seconds.low:g} to {seconds.high:g} seconds; rows:N "
+            "takes more"
         )
     return EveryPeriod(WindowPolicy(period_ns=period_ns, min_rows=int(_WINDOW["min_rows"].default or 1)))
 
@@ -118,13 +121,53 @@ def replay_devices(
     fleet = _Fleet(engine, table, rule)
     windows: dict[DeviceId, tuple[Reading, ...]] = {}
     left = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and ONNX Runtime let go of the interpreter
-        streams = pool.map(fleet.windows, table.devices, parts)
-        for done, (device, (found, rest)) in enumerate(zip(table.devices, streams, strict=True), 1):
-            windows[device], left = found, left + rest
-            if progress is not None:
-                progress("rows through the model", done, len(parts))
+    for done, (device, stream) in enumerate(zip(table.devices, _answered(fleet, parts), strict=True), 1):
+        windows[device], rest = fleet.windows(device, stream)
+        left += rest
+        if progress is not None:
+            progress("rows through the model", done, len(parts))
     return windows, left
+
+
+def _answered(fleet: "_Fleet", parts: Sequence[NDArray[np.int64]]) -> Iterator["_Stream"]:
+    """Each device's stream in turn, predicted by threads that are at most as many devices ahead as there are threads.
+
+    Only the model is theirs: it works without the interpreter. Counting takes many short steps, and threads that do
+    such spend their time on handing the interpreter over: two of them need longer than one.
+    """
+    threads = os.cpu_count() or 1
+    ahead: deque[Future[_Stream]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for part in parts:
+            ahead.append(pool.submit(fleet.stream, part))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def right_answers(
+    engine: Engine, table: Table, progress: Progress | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of every row of the table whether it has a label and the model answers it, and whether that answer is right.
+
+    Raises what `Engine.run` raises.
+    """
+    rows = len(table.times_ns)
+    known, right = np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
+    if table.truth is None:
+        return known, right
+    fleet = _Fleet(engine, table, EveryRows(1))
+    for start in range(0, rows, _AT_ONCE):
+        part = np.arange(start, min(start + _AT_ONCE, rows))
+        found = fleet.answer(part)
+        answered = part[found.kept]
+        truth = table.truth[answered]
+        known[answered] = truth != UNLABELLED
+        right[answered] = known[answered] & (truth == found.labels)
+        if progress is not None:
+            progress("rows through the model", int(part[-1]) + 1, rows)
+    return known, right
 
 
 class _Window(NamedTuple):
@@ -150,6 +193,14 @@ class _Answered(NamedTuple):
     refused: dict[str, NDArray[np.bool_]]
 
 
+class _Stream(NamedTuple):
+    """One device's n rows by time: their places in the table, their times, and what the model said."""
+
+    rows: NDArray[np.int64]
+    times_ns: NDArray[np.int64]
+    answered: _Answered
+
+
 class _Fleet:
     """What all devices have in common."""
 
@@ -157,14 +208,18 @@ class _Fleet:
         self._engine, self._table, self._rule = engine, table, rule
         self._schema = Schema(engine.info.manifest.features, engine.info.manifest.input_dtype)
 
-    def windows(self, device: DeviceId, rows: NDArray[np.int64]) -> tuple[tuple[Reading, ...], int]:
-        """The windows of the ``device`` that the table's ``rows`` (n,) are of, and how many of these come after."""
-        table, info = self._table, self._engine.info
-        times_ns = table.times_ns[rows]
+    def stream(self, rows: NDArray[np.int64]) -> _Stream:
+        """The table's ``rows`` (n,) of one device by time, and answered."""
+        times_ns = self._table.times_ns[rows]
         if (np.diff(times_ns) < 0).any():
             by_time = np.argsort(times_ns, kind="stable")
             rows, times_ns = rows[by_time], times_ns[by_time]
-        found = self._answer(rows)
+        return _Stream(rows, times_ns, self.answer(rows))
+
+    def windows(self, device: DeviceId, stream: _Stream) -> tuple[tuple[Reading, ...], int]:
+        """The windows of the ``device`` whose ``stream`` it is, and how many of its rows come after."""
+        table, info = self._table, self._engine.info
+        rows, times_ns, found = stream
         truth = None if table.truth is None else table.truth[rows][found.kept]
         binner = Binner(info.reference.spec, probabilities=info.manifest.probabilities)
         before = np.concatenate([[0], np.cumsum(found.kept)])
@@ -189,7 +244,7 @@ class _Fleet:
             )
         return tuple(readings), len(rows) - stop
 
-    def _answer(self, rows: NDArray[np.int64]) -> _Answered:
+    def answer(self, rows: NDArray[np.int64]) -> _Answered:
         """Checks and predicts as `edge_runtime.runtime.Runtime` does, every row on its own."""
         packed = self._table.values[:, rows].T
         refused = {why: mask[rows] for why, mask in self._table.refused.items()}

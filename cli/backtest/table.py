@@ -5,13 +5,15 @@ among them.
 """
 
 import csv
+import gzip
 import math
 import os
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import Manifest
 from edge_runtime.schema import Schema
 
-SUFFIXES: Final = (".parquet", ".csv")
+SUFFIXES: Final = (".parquet", ".csv", ".csv.gz")
 UNLABELLED: Final = -1
 OTHER_LABEL: Final = -2
 
@@ -72,39 +74,48 @@ def read_table(path: Path, manifest: Manifest, columns: Columns) -> Table:
         ConfigError: a named column is not there, the file is of another kind, or pyarrow is not installed.
         InputError: the file cannot be read, is empty, lacks a feature, or has a value that no row may have.
     """
-    reader = _reader(path, manifest, columns)
+    texts = {columns.device, *(f.name for f in manifest.features if _words(f.vocabulary))}
+    if any(isinstance(label, str) for label in manifest.labels):
+        texts.add(columns.labels)
+    wanted = {columns.device, columns.time, columns.labels, *(f.name for f in manifest.features)}
+    reader = _reader(path, wanted, texts)
     names = reader.names
     _check_names(path, names, manifest, columns)
     schema = Schema(manifest.features, manifest.input_dtype)
     used = {columns.device, columns.time, columns.labels, *schema.names}
     extra = [name for name in names if name not in used]
     notes = [f"{path}: ignored {listed(extra)}, which the model does not read"] if extra else []
-    moments = reader.read(columns.time)
-    if not len(moments):
-        raise InputError("type", f"{path}: has no rows")
-    times, how = times_ns(moments, f"{path}: column {columns.time!r}")
-    notes += [how] if how else []
-    devices, device = _devices(reader.read(columns.device), f"{path}: column {columns.device!r}")
-    values = np.empty((len(schema.names), len(times)), schema.dtype)
-    refused: dict[str, Mask] = {}
 
-    def pack(j: int) -> dict[str, Mask]:
+    def named() -> tuple[tuple[DeviceId, ...], NDArray[Any]]:
+        return _devices(reader.read(columns.device), f"{path}: column {columns.device!r}")
+
+    def labelled() -> tuple[NDArray[np.int64] | None, str]:
+        where = f"{path}: column {columns.labels!r}"
+        return _truth(reader.read(columns.labels), manifest, where, reader.missing)
+
+    def pack(j: int, into: NDArray[np.floating]) -> dict[str, Mask]:
         feature, found = manifest.features[j], reader.read(schema.names[j])
         with np.errstate(over="ignore"):  # what the model's dtype cannot hold is infinite, as on a device
             if feature.kind == "category":
-                values[j], bad = _codes(found, schema, j, reader.missing - _words(feature.vocabulary))
+                into[:], bad = _codes(found, schema, j, reader.missing - _words(feature.vocabulary))
                 return bad
-            values[j] = _numbers(found, f"{path}: column {feature.name!r}", reader.missing)
+            into[:] = _numbers(found, f"{path}: column {feature.name!r}", reader.missing)
         return {}
 
+    refused: dict[str, Mask] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Arrow lets go of the interpreter while it decodes
-        for bad in pool.map(pack, range(len(schema.names))):
+        names_read = pool.submit(named)
+        labels_read = pool.submit(labelled) if columns.labels else None
+        moments = reader.read(columns.time)
+        if not len(moments):
+            raise InputError("type", f"{path}: has no rows")
+        times, how = times_ns(moments, f"{path}: column {columns.time!r}")
+        notes += [how] if how else []
+        devices, device = names_read.result()
+        values = np.empty((len(schema.names), len(times)), schema.dtype)
+        for bad in pool.map(pack, range(len(schema.names)), values):
             _add_refused(refused, bad)
-    truth = None
-    if columns.labels:
-        truth, note = _truth(
-            reader.read(columns.labels), manifest, f"{path}: column {columns.labels!r}", reader.missing
-        )
+        truth, note = labels_read.result() if labels_read else (None, "")
         notes += [note] if note else []
     return Table(
         devices=devices,
@@ -115,6 +126,107 @@ def read_table(path: Path, manifest: Manifest, columns: Columns) -> Table:
         truth=truth,
         notes=tuple(notes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Told:
+    """Rows of many devices whose right answers are known, or not yet.
+
+    Attributes:
+        devices: their names, sorted.
+        device: (n,) each row's place in ``devices``.
+        times_ns: (n,) since 1970.
+        known: (n,) rows of which is known whether they were predicted right.
+        right: (n,) those of them that were.
+        notes: what the reader of the results should know.
+    """
+
+    devices: tuple[DeviceId, ...]
+    device: NDArray[Any]
+    times_ns: NDArray[np.int64]
+    known: Mask
+    right: Mask
+    notes: tuple[str, ...]
+
+
+def read_told(path: Path, columns: Columns, *, prediction: str = "", correct: str = "") -> Told:
+    """The rows of ``path`` with what was predicted beside ``columns.labels``, or with whether it was ``correct``.
+
+    A prediction is right when it is the label: the same number, or the same text. A row without a label, a prediction
+    or a word on its correctness (1, 0, true, false) is not known.
+
+    Raises:
+        ConfigError: a named column is not there, the file is of another kind, or pyarrow is not installed.
+        InputError: the file cannot be read, is empty, or has a value that no row may have.
+    """
+    named = {
+        "--device-column": columns.device,
+        "--time-column": columns.time,
+        "--label-column": columns.labels,
+        "--prediction-column": prediction,
+        "--correct-column": correct,
+    }
+    wanted = {name for name in named.values() if name}
+    reader = _reader(path, wanted, wanted - {columns.time})
+    _check_options(path, reader.names, [(option, name) for option, name in named.items() if name])
+    moments = reader.read(columns.time)
+    if not len(moments):
+        raise InputError("type", f"{path}: has no rows")
+    times, how = times_ns(moments, f"{path}: column {columns.time!r}")
+    devices, device = _devices(reader.read(columns.device), f"{path}: column {columns.device!r}")
+    if correct:
+        known, right = _said(reader.read(correct), f"{path}: column {correct!r}", reader.missing)
+    else:
+        known, right = _same(reader.read(columns.labels), reader.read(prediction), reader.missing)
+    return Told(
+        devices=devices,
+        device=device,
+        times_ns=times,
+        known=known,
+        right=right,
+        notes=(how,) if how else (),
+    )
+
+
+def _said(array: Any, where: str, missing: Collection[str]) -> tuple[Mask, Mask]:
+    """Which rows say whether they were right, and which of them were."""
+    uniques, places = _encoded(array)
+    words = {"1": 1, "true": 1, "0": 0, "false": 0}
+    says = np.full(len(uniques), -1)
+    for place, value in enumerate(uniques):
+        if (same := _plain_value(value, missing)) is None:
+            continue
+        found = words.get(f"{same:g}" if isinstance(same, float) else same.lower())
+        if found is None:
+            row = int((places == place).argmax()) + 1
+            raise InputError("type", f"{where}, row {row}: {value!r:.40} is not 1, 0, true or false")
+        says[place] = found
+    said = says[places]
+    return said >= 0, said == 1
+
+
+def _same(labels: Any, predictions: Any, missing: Collection[str]) -> tuple[Mask, Mask]:
+    """Which rows have a label and a prediction, and of which these are the same."""
+    numbered: dict[float | str, int] = {}
+    codes = []
+    for array in (labels, predictions):
+        uniques, places = _encoded(array)
+        values = [_plain_value(value, missing) for value in uniques]
+        code = [-1 if value is None else numbered.setdefault(value, len(numbered)) for value in values]
+        codes.append(np.array(code, np.int64)[places])
+    known: Mask = (codes[0] >= 0) & (codes[1] >= 0)
+    return known, known & (codes[0] == codes[1])
+
+
+def _plain_value(value: object, missing: Collection[str]) -> float | str | None:
+    """A number, whatever it was written as, or a text; None for what is missing."""
+    if value is None or (isinstance(value, str) and (value in missing or not value.strip())):
+        return None
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return str(value).strip()
+    return None if math.isnan(found) else found
 
 
 # ── files ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -129,18 +241,21 @@ class _Reader:
     missing: frozenset[str] = frozenset()
 
 
-def _reader(path: Path, manifest: Manifest, columns: Columns) -> _Reader:
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: is of no known kind; rows are read from {' and '.join(SUFFIXES)}")
+def _reader(path: Path, wanted: Collection[str], texts: Collection[str]) -> _Reader:
+    """Reads the ``wanted`` columns, a CSV file's ``texts`` as they are written."""
+    if not path.name.endswith(SUFFIXES):
+        raise ConfigError(f"{path}: is of no known kind; rows are read from {', '.join(SUFFIXES)}")
     try:
         import pyarrow as pa
     except ImportError as e:
         raise ConfigError(f"{path}: reading rows needs pyarrow: pip install pyarrow") from e
+    # Arrow's own allocator takes memory in huge pages, and the kernel clears them: half the time of reading a CSV file.
+    pa.set_memory_pool(pa.system_memory_pool())
     try:
-        return _parquet(path) if path.suffix == ".parquet" else _csv(path, manifest, columns)
+        return _parquet(path) if path.suffix == ".parquet" else _csv(path, wanted, texts)
     except OSError as e:
         raise InputError("type", f"{path}: cannot be read ({e.strerror or e})") from e
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as e:
+    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, zlib.error, csv.Error) as e:
         kind = "Parquet" if path.suffix == ".parquet" else "UTF-8 CSV"
         raise InputError("type", f"{path}: is not a {kind} file ({' '.join(str(e).split())})") from e
 
@@ -163,19 +278,18 @@ def _parquet(path: Path) -> _Reader:
     return _Reader(tuple(file.schema_arrow.names), read)
 
 
-def _csv(path: Path, manifest: Manifest, columns: Columns) -> _Reader:
+def _csv(path: Path, wanted: Collection[str], texts: Collection[str]) -> _Reader:
     import pyarrow as pa
     import pyarrow.csv as arrow_csv
 
-    with path.open(encoding="utf-8-sig", newline="") as lines:
+    with _text(path) as lines:
         names = tuple(next(csv.reader(lines), ()))
     if not names:
         raise InputError("type", f"{path}: is empty")
-    texts = [columns.device, *(f.name for f in manifest.features if _words(f.vocabulary))]
-    if any(isinstance(label, str) for label in manifest.labels):
-        texts.append(columns.labels)
-    wanted = {columns.device, columns.time, columns.labels, *(f.name for f in manifest.features)}
-    if len(set(names)) != len(names) or not wanted & set(names):
+    for other in (";", "\t"):
+        if len(names) == 1 and other in names[0]:
+            raise InputError("type", f"{path}: its columns are set apart by {other!r}; save it with commas")
+    if len(set(names)) != len(names) or not set(wanted) & set(names):
         return _Reader(names, lambda name: name)  # the check of names says what is wrong
     table = arrow_csv.read_csv(
         path,
@@ -187,6 +301,12 @@ def _csv(path: Path, manifest: Manifest, columns: Columns) -> _Reader:
         ),
     )
     return _Reader(names, lambda name: _plain(table.column(name)), MISSING)
+
+
+def _text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _plain(chunked: Any) -> Any:
@@ -204,11 +324,7 @@ def _check_names(path: Path, names: Sequence[str], manifest: Manifest, columns: 
         ("--time-column", columns.time),
         ("--labels", columns.labels),
     )
-    for option, name in options:
-        if name and name not in names:
-            raise ConfigError(
-                f"{path}: has no column {name!r} for {option}{nearest(name, names)}; it has {listed(names)}"
-            )
+    _check_options(path, names, [(option, name) for option, name in options if name])
     features = [feature.name for feature in manifest.features]
     lacking = [name for name in features if name not in names]
     if lacking:
@@ -219,7 +335,20 @@ def _check_names(path: Path, names: Sequence[str], manifest: Manifest, columns: 
             f"{path}: lacks {listed(lacking)}, which the model reads{hint}; besides what it reads there is "
             f"{listed(free) or 'nothing'}",
         )
-    twice = [name for name in (*features, *(name for _, name in options)) if names.count(name) > 1]
+    _check_once(path, names, features)
+
+
+def _check_options(path: Path, names: Sequence[str], options: Sequence[tuple[str, str]]) -> None:
+    for option, name in options:
+        if name not in names:
+            raise ConfigError(
+                f"{path}: has no column {name!r} for {option}{nearest(name, names)}; it has {listed(names)}"
+            )
+    _check_once(path, names, [name for _, name in options])
+
+
+def _check_once(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    twice = [name for name in wanted if names.count(name) > 1]
     if twice:
         raise InputError("type", f"{path}: has two columns {twice[0]!r}")
 
@@ -316,7 +445,8 @@ def _truth(
     if not manifest.labels:
         several = "a model of several labels" if manifest.multilabels else f"a {manifest.task}"
         return None, f"{where}: not used, because {several} has no single right answer to count"
-    index = {label: place for place, label in enumerate(manifest.labels)}
+    index: dict[object, int] = {str(label): place for place, label in enumerate(manifest.labels)}
+    index |= {label: place for place, label in enumerate(manifest.labels)}
     uniques, places = _encoded(array)
     found = np.full(len(uniques), UNLABELLED)
     empty = missing - _words(manifest.labels) if isinstance(missing, frozenset) else missing

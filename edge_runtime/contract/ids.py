@@ -12,6 +12,7 @@ CohortId = NewType("CohortId", str)
 ModelName = NewType("ModelName", str)
 RolloutId = NewType("RolloutId", str)
 SessionId = NewType("SessionId", str)
+SourceId = NewType("SourceId", str)
 LayoutId = NewType("LayoutId", str)
 Digest = NewType("Digest", str)
 
@@ -56,6 +57,11 @@ def rollout_id(value: object) -> RolloutId:
 def session_id(value: object) -> SessionId:
     """Validates a session: 16 hexadecimal digits, drawn at each start of a daemon; raises `ContractError`."""
     return SessionId(_checked(value, SESSION, "session"))
+
+
+def source_id(value: object) -> SourceId:
+    """Validates the name of a source of labels; raises `ContractError`."""
+    return SourceId(_checked(value, NAME, "source's name"))
 
 
 def layout_id(value: object) -> LayoutId:

@@ -2,12 +2,12 @@
 
 ``device``, ``session`` and ``seq`` stand in every envelope: the device that sends or is addressed, the
 session (one start of its daemon) and the message's number in it. (device, session, seq) is the key of a
-window and of an event, so duplicates and reordering are harmless.
+window and of an event, (device, source, seq) that of labels, so duplicates and reordering are harmless.
 """
 
 from dataclasses import dataclass
 
-from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SessionId
+from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SessionId, SourceId
 from edge_runtime.contract.latency import NONE, LatencyHistogram
 from edge_runtime.contract.profile import Profile
 
@@ -129,8 +129,36 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Truth that became known later than its window was sent: how many of a device's rows were predicted right.
+
+    ``device`` is whose rows they are; it does not send this. Who does is ``source``: a laboratory, a warehouse, a
+    person. (device, source, seq) is the key: the same labels told twice are counted once, also by another session of
+    the source, and a key never comes again with other counts. ``session`` is one start of the source, to which what is
+    stored is acknowledged.
+
+    ``labelled`` rows were predicted by the artifact ``digest`` from ``start_ns`` up to but not including ``end_ns``,
+    wall-clock nanoseconds since 1970 (equal for one moment). The estimate of that time's windows is compared with them.
+    """
+
+    device: DeviceId
+    session: SessionId
+    seq: int
+    source: SourceId
+    model: ModelName
+    digest: Digest
+    start_ns: int
+    end_ns: int
+    labelled: int
+    correct: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What the aggregator has durably stored: ``seqs`` of ``session``; only then the device forgets them."""
+    """What the aggregator has durably stored: ``seqs`` of ``session``; only then the sender forgets them.
+
+    Of a window or an event the sender is the device; of labels it is their source, and ``device`` whose rows they are.
+    """
 
     device: DeviceId
     session: SessionId
@@ -165,4 +193,4 @@ class SignedRelease:
     signatures: tuple[tuple[str, bytes], ...]
 
 
-Message = Status | Window | Event | Ack | Command | TrustBundle | SignedRelease
+Message = Status | Window | Event | Labels | Ack | Command | TrustBundle | SignedRelease

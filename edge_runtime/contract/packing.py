@@ -23,9 +23,10 @@ Where ``implied`` is not 0, every column's counters but the last (``repeat``) ad
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ MAX_PERIOD: Final = MAX_EDGES + 4
 _MAX_WIDTH: Final = 15
 _MAX_SAMPLE: Final = 4 * MAX_PERIOD
 """Counters looked at to find the period."""
+_PLANES_TOGETHER: Final = 32
+"""Payloads of byte planes that are put together at once."""
 _TOGETHER: Final = 8
 _MAX_TOGETHER: Final = 1 << 15
 """So many payloads, and so many numbers of them, are unpacked at once: what they need stays in the cache."""
@@ -47,6 +50,8 @@ _MAX_TOGETHER_BYTES: Final = 1 << 12
 _LARGEST: Final = 1 << 32
 """Counters from here on are left to byte planes; below it nothing in scheme 9 comes near 64 bits."""
 
+
+M = TypeVar("M")
 
 _PENDING: Final = ContractError("counts: not unpacked yet")
 
@@ -71,38 +76,66 @@ def unpack_all(packed: Sequence[bytes], *, max_counters: int = MAX_COUNTERS) -> 
 
     Those of one shape, which is those of one layout, share every numpy call: two fifths of the time.
     """
-    found: list[Counts | ContractError] = []
+    found: list[Counts | ContractError] = [_PENDING] * len(packed)
     alike: dict[tuple[int, int, int], list[tuple[int, _Head]]] = {}
+    flat: dict[tuple[int, int], list[tuple[int, bytes]]] = {}
     for i, data in enumerate(packed):
         try:
-            if not data or not 1 <= data[0] <= IN_STEP:
-                raise ContractError(  # noqa: TRY301 (as whoever reads it alone)
-                    f"counts: the scheme must be 1 to {IN_STEP}; update this side if the sender is newer"
-                )
-            if data[0] == IN_STEP:
+            scheme = _scheme(data)
+            if scheme == IN_STEP:
                 head = _read_head(data, max_counters)
                 if len(head.bits) > _MAX_TOGETHER_BYTES:  # none of a layout that exists
-                    found.append(_unpack_alone(head))
-                    continue
-                alike.setdefault((head.period, head.columns, head.tail), []).append((i, head))
-                found.append(_PENDING)
-            else:
-                found.append(_unpack_planes(data, max_counters))
-        except ContractError as e:
-            found.append(e)
-    for (period, columns, tail), members in alike.items():
-        size = max(1, min(_TOGETHER, _MAX_TOGETHER // (1 + period * (1 + columns) + tail)))
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            if len(part) == 1:
-                try:
-                    found[part[0][0]] = _unpack_alone(part[0][1])
-                except ContractError as e:
-                    found[part[0][0]] = e
+                    found[i] = _unpack_alone(head)
+                else:
+                    alike.setdefault((head.period, head.columns, head.tail), []).append((i, head))
                 continue
-            for (i, _), counts in zip(part, _unpack_alike([head for _, head in part]), strict=True):
-                found[i] = counts
+            raw = _inflate(data, max_counters)
+            if len(raw) > _MAX_TOGETHER:  # to keep many such until all are read takes memory
+                (found[i],) = _join_planes(scheme, [raw])
+            else:
+                flat.setdefault((scheme, len(raw)), []).append((i, raw))
+        except ContractError as e:
+            found[i] = e
+    for (planes, length), raws in flat.items():
+        _fill(
+            found, raws, min(_PLANES_TOGETHER, _MAX_TOGETHER // (1 + length)), partial(_join_planes, planes)
+        )
+    for (period, columns, tail), heads in alike.items():
+        size = min(_TOGETHER, _MAX_TOGETHER // (1 + period * (1 + columns) + tail))
+        _fill(found, heads, size, _unpack_heads)
     return found
+
+
+def _scheme(data: bytes) -> int:
+    """The first byte; raises `ContractError` when it names no scheme."""
+    if not data or not 1 <= data[0] <= IN_STEP:
+        raise ContractError(
+            f"counts: the scheme must be 1 to {IN_STEP}; update this side if the sender is newer"
+        )
+    return data[0]
+
+
+def _fill(
+    found: list[Counts | ContractError],
+    members: Sequence[tuple[int, M]],
+    size: int,
+    unpack: Callable[[Sequence[M]], Sequence[Counts | ContractError]],
+) -> None:
+    """Unpacks ``size`` of the members at once, one at least, each to its place in ``found``."""
+    for start in range(0, len(members), max(1, size)):
+        part = members[start : start + max(1, size)]
+        for (i, _), counts in zip(part, unpack([member for _, member in part]), strict=True):
+            found[i] = counts
+
+
+def _unpack_heads(heads: Sequence["_Head"]) -> Sequence[Counts | ContractError]:
+    """The counters of payloads of one shape."""
+    if len(heads) > 1:
+        return _unpack_alike(heads)
+    try:
+        return (_unpack_alone(heads[0]),)
+    except ContractError as e:
+        return (e,)
 
 
 # ── byte planes ────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +150,8 @@ def pack_planes(counts: Counts) -> bytes:
     return bytes([planes]) + packer.compress(raw) + packer.flush()
 
 
-def _unpack_planes(data: bytes, max_counters: int) -> Counts:
+def _inflate(data: bytes, max_counters: int) -> bytes:
+    """The byte planes one after the other: as many bytes as whole counters have."""
     planes = data[0]
     limit = planes * max_counters
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -127,14 +161,18 @@ def _unpack_planes(data: bytes, max_counters: int) -> Counts:
         raise ContractError(f"counts: damaged ({e})") from e
     if len(raw) > limit or not inflater.eof or inflater.unused_data or len(raw) % planes:
         raise ContractError(f"counts: not {planes} equal byte planes of at most {max_counters} counters")
-    if planes == 1:
-        return np.frombuffer(raw, np.uint8).astype(np.int64)
-    wide = np.zeros((len(raw) // planes, 8), np.uint8)
-    wide[:, :planes] = np.frombuffer(raw, np.uint8).reshape(planes, -1).T
-    counts = wide.view("<i8").reshape(-1).astype(np.int64)
-    if (counts < 0).any():
-        raise ContractError("counts: a counter is beyond 2^63")
-    return counts
+    return raw
+
+
+def _join_planes(planes: int, raws: Sequence[bytes]) -> list[Counts | ContractError]:
+    """The counters of payloads of as many planes and bytes each."""
+    table = np.frombuffer(b"".join(raws), np.uint8).reshape(len(raws), planes, -1)
+    counts = table[:, 0].astype(np.int64)
+    for plane in range(1, planes):
+        counts |= table[:, plane].astype(np.int64) << 8 * plane
+    if planes < 8 or not (counts < 0).any():
+        return list(counts)
+    return [ContractError("counts: a counter is beyond 2^63") if (one < 0).any() else one for one in counts]
 
 
 # ── columns in step ────────────────────────────────────────────────────────────────────────────────────

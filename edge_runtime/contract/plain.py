@@ -50,7 +50,7 @@ def read_window(device: str, session: str, seq: int, body: Sequence[Any], counts
         and type(synced) is bool
         and type(sums) is type(health) is type(latency) is type(queueing) is list
         and type(refused) is dict
-        and all(type(key) is str and key.isascii() for key in refused)
+        and (not refused or all(type(key) is str and key.isascii() for key in refused))
         and len(latency) >= _LATENCY_ITEMS <= len(queueing)
         and type(latency[1]) is type(queueing[1]) is list
     ):
@@ -90,12 +90,10 @@ def read_window(device: str, session: str, seq: int, body: Sequence[Any], counts
             start_ns=start_ns,
             end_ns=start_ns + span_ns,
             synced=synced,
-            profile=Profile(
-                layout=ids.LayoutId(layout.hex()), rows=rows, counts=counts, sums=np.array(sums, np.int64)
-            ),
+            profile=Profile.counted(ids.LayoutId(layout.hex()), rows, counts, np.array(sums, np.int64)),
             latency=_latency(latency),
             health=Health(**dict(zip(HEALTH, health, strict=False))),
-            refused=tuple(sorted(refused.items())),
+            refused=tuple(sorted(refused.items())) if refused else (),
             failed=failed,
             labelled=labelled,
             correct=correct,

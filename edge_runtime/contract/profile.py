@@ -37,6 +37,8 @@ _TOGETHER: Final = 32
 _CHUNK_ROWS: Final = 256
 """32 columns of 20 edges and 256 rows make 170 kB of comparisons, which stay in a cache of the second level."""
 
+_set: Final = object.__setattr__
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureCells:
@@ -164,6 +166,21 @@ class Profile:  # noqa: PLW1641 (arrays are compared, never hashed)
                 raise ContractError(f"profile.{name}: expected a list of counts of at least 0")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+
+    @classmethod
+    def counted(cls, layout: LayoutId, rows: int, counts: Counts, sums: Counts) -> "Profile":
+        """A profile of what is known to be counts of at least 0, ``(n,)`` int64 each.
+
+        They are taken over, neither looked through nor copied: nobody may write to them from then on.
+        """
+        profile = object.__new__(cls)
+        counts.setflags(write=False)
+        sums.setflags(write=False)
+        _set(profile, "layout", layout)
+        _set(profile, "rows", rows)
+        _set(profile, "counts", counts)
+        _set(profile, "sums", sums)
+        return profile
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Profile):

@@ -9,7 +9,7 @@ from typing import Final
 
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName
+from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, SourceId
 
 PREFIX: Final = "skiff/1"
 PROTOCOLS: Final = ("auto", "5", "3.1.1")
@@ -29,7 +29,9 @@ class Delivery:
 STATUS: Final = Delivery(1, True)
 WINDOW: Final = Delivery(1, False)
 EVENT: Final = Delivery(1, False)
+LABELS: Final = Delivery(1, False)
 ACK: Final = Delivery(0, False)
+LABELS_ACK: Final = Delivery(0, False)
 COMMAND: Final = Delivery(1, False)
 ALARM: Final = Delivery(1, False)
 RELEASE: Final = Delivery(1, True)
@@ -58,6 +60,14 @@ class Topics:
         """Transitions and incidents of a device."""
         return self._of("d", device, "event")
 
+    def labels(self, source: SourceId) -> str:
+        """Labels that a source tells of any device's rows."""
+        return self._of("labels", source)
+
+    def labels_ack(self, source: SourceId) -> str:
+        """What the aggregator has stored of a source's labels."""
+        return self._of("labels", source, "ack")
+
     def ack(self, device: DeviceId) -> str:
         """What the aggregator has stored of a device."""
         return self._of("d", device, "ack")
@@ -83,7 +93,8 @@ class Topics:
         return self._of("blob", digest, str(index))
 
     def every(self, what: str, share: str = "") -> str:
-        """The filter an aggregator subscribes to: ``status``, ``event`` or ``window`` of every device.
+        """The filter an aggregator subscribes to: ``status``, ``event`` or ``window`` of every device, ``labels`` of
+        each source.
 
         The broker hands each message to one of those who ``share`` a subscription of that name (MQTT 5, section 4.8.2).
         """
@@ -92,6 +103,8 @@ class Topics:
             return head + self._of("d", "+", "+", "window")
         if what in ("status", "event"):
             return head + self._of("d", "+", what)
+        if what == "labels":
+            return head + self._of("labels", "+")
         raise ContractError(f"no such family of topics: {what!r}")
 
     def sender(self, topic: str) -> tuple[DeviceId, str]:
@@ -107,6 +120,14 @@ class Topics:
                 ids.model_name(model)
                 return ids.device_id(device), what
         raise ContractError(f"topic {topic!r:.200} is not one a device of fleet {self.fleet} writes")
+
+    def source(self, topic: str) -> SourceId | None:
+        """The source whose labels ``topic`` is for; None when it is no topic of labels of this fleet.
+
+        Raises `ContractError` when the source's name is none.
+        """
+        name = topic.removeprefix(self._of("labels", ""))
+        return None if name == topic or "/" in name else ids.source_id(name)
 
 
 def chunk_count(length: int) -> int:

@@ -27,6 +27,8 @@ with sparing("urllib.request", unless="socks"):
 MAX_IN_FLIGHT: Final = 20
 MAX_OUTSTANDING: Final = 1000
 """Publishes that the broker has not acknowledged; beyond that `Client.send` refuses."""
+MAX_ANSWERS: Final = 3 * MAX_OUTSTANDING
+"""Packets not yet written beyond which `Client.send_all` takes no more. A batch's PUBACKs stand before its answers."""
 MAX_QUEUED: Final = 5 * MAX_OUTSTANDING
 """Packets not yet written; a broker that goes on sending while it reads nothing is left."""
 SESSION_SECONDS: Final = 7 * 86400
@@ -136,7 +138,8 @@ class Client(mqtt.Client):
             for _ in range(_AT_ONCE):
                 if code != MQTTErrorCode.MQTT_ERR_SUCCESS or not self._ahead or self.socket() is None:
                     break
-                code = self.loop_read()
+                if not self._take_ahead():
+                    code = self.loop_read()
         return mqtt.error_string(code)
 
     def obey(self, properties: Any, keepalive_seconds: int) -> None:
@@ -176,7 +179,7 @@ class Client(mqtt.Client):
         """Queues messages of QoS 0 that are not retained, and returns how many of them, from the first, there was room
         for. Nobody is told when they are written.
         """
-        room = max(0, MAX_OUTSTANDING - len(self._out_packet))
+        room = max(0, MAX_ANSWERS - len(self._out_packet))
         found = []
         for topic, payload in messages[:room]:
             packet = packets.publish_packet(topic, payload, mqtt5=self._mqtt5)
@@ -244,11 +247,7 @@ class Client(mqtt.Client):
 
     def _packet_handle(self) -> MQTTErrorCode:
         self._packet_due = None
-        packets.check_kind(self._in_packet["command"], answered=self.is_answered, mqtt5=self._mqtt5)
-        if len(self._out_packet) > MAX_QUEUED:
-            raise LinkError(
-                f"the broker goes on sending, and leaves {len(self._out_packet)} packets of ours unread"
-            )
+        self._check(self._in_packet["command"])
         return super()._packet_handle()
 
     def _handle_publish(self) -> MQTTErrorCode:
@@ -258,15 +257,45 @@ class Client(mqtt.Client):
             topic, mid, _ = packets.read_head(first, body)
             log.warning("message_too_large topic=%r bytes=%d", topic, size_bytes)
         else:
-            message = packets.read_message(first, body, mqtt5=self._mqtt5)
-            try:
-                self._take(self, message)
-            except Exception:  # what nobody can take must not come again and again
-                log.exception("message_poisoned topic=%r", message.topic)
-                mid = message.mid
-            else:
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            mid = self._hand_on(packets.read_message(first, body, mqtt5=self._mqtt5))
         return self.ack(mid, 1) if mid else MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    # ── what both ways of reading do ───────────────────────────────────────────────────────────────────
+
+    def _take_ahead(self) -> bool:
+        """Takes the next packet if it is a message that was read ahead whole; every other one is left to paho.
+
+        paho asks for a packet's bytes in three goes, and an aggregator's link spent half its time on that.
+        """
+        found = None if self._in_packet["command"] else packets.message_ahead(self._ahead, self._ahead_at)
+        if found is None:
+            return False
+        first, (begin, end) = self._ahead[self._ahead_at], found
+        self._check(first)
+        message = packets.read_message(first, self._ahead[begin:end], mqtt5=self._mqtt5)
+        self._ahead_at = end
+        if end == len(self._ahead):
+            self._ahead, self._ahead_at = b"", 0
+        if mid := self._hand_on(message):
+            self.ack(mid, 1)
+        return True
+
+    def _check(self, first: int) -> None:
+        """Refuses a packet by its first byte, and a broker that reads nothing; raises `LinkError`."""
+        packets.check_kind(first, answered=self.is_answered, mqtt5=self._mqtt5)
+        if len(self._out_packet) > MAX_QUEUED:
+            raise LinkError(
+                f"the broker goes on sending, and leaves {len(self._out_packet)} packets of ours unread"
+            )
+
+    def _hand_on(self, message: packets.Message) -> int:
+        """Hands a message on; returns its id where nobody could take it: it must not come again and again."""
+        try:
+            self._take(self, message)
+        except Exception:
+            log.exception("message_poisoned topic=%r", message.topic)
+            return message.mid
+        return 0
 
 
 class _Head(bytearray):

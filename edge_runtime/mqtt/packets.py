@@ -61,6 +61,22 @@ def puback_packet(mid: int) -> bytes:
     return _PUBACK + mid.to_bytes(2)
 
 
+def message_ahead(data: bytes, at: int) -> tuple[int, int] | None:
+    """Where the body of the message that begins at ``at`` begins and ends, if all of it is there.
+
+    None for every other packet, a message that goes on beyond ``data``, and a length of more than four bytes.
+    """
+    if at >= len(data) or data[at] & 0xF0 != PUBLISH:
+        return None
+    length = 0
+    for i, byte in enumerate(data[at + 1 : at + 5]):
+        length |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            begin = at + 2 + i
+            return (begin, begin + length) if begin + length <= len(data) else None
+    return None
+
+
 def check_size(first: int, length: int) -> None:
     """Refuses a packet by its first byte and remaining length, before anything of it is kept.
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aggregator.core.standing import KINDS
 from edge_runtime.contract import codec, ids, messages, packing, topics
-from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName
+from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, SourceId
 from edge_runtime.contract.latency import SCALE, LatencyHistogram
 from edge_runtime.contract.profile import Profile
 from edge_runtime.contract.topics import Delivery, Topics
@@ -25,6 +25,7 @@ TYPES: Final[dict[str, type]] = {
     "status": messages.Status,
     "window": messages.Window,
     "event": messages.Event,
+    "labels": messages.Labels,
     "ack": messages.Ack,
     "command": messages.Command,
     "trust": messages.TrustBundle,
@@ -193,6 +194,17 @@ def _bodies() -> dict[str, Schema]:
         "name": _text("stable name", most=64),
         "detail": _table(_text("value"), "the rest, by name"),
     }
+    labels = {
+        "source": _text("who tells; the same as in the topic", ids.NAME),
+        "model": _text("the model family", ids.NAME),
+        "digest": _bytes("SHA-256 of the artifact that predicted", least=32, most=32),
+        "start": _whole("nanoseconds since 1970: when the first of the rows may have been predicted"),
+        "end": _whole("when the time ends that the rows were predicted in; not before `start`"),
+        "labelled": _whole("rows whose truth is known", low=1, high=codec.MAX_LABELLED),
+        "correct": _whole(
+            "how many of those were right; never more than `labelled`", high=codec.MAX_LABELLED
+        ),
+    }
     command = {
         "name": _text("the order", choices=messages.COMMANDS),
         "correlation": _text("who asked", most=64),
@@ -209,6 +221,7 @@ def _bodies() -> dict[str, Schema]:
         "status": _status(),
         "window": _window(),
         "event": _named(event, ("wall", "name"), _doc(messages.Event)),
+        "labels": _named(labels, tuple(labels), _doc(messages.Labels)),
         "ack": _named({"seqs": _many(_whole(), "what is stored")}, ("seqs",), _doc(messages.Ack)),
         "command": _named(command, ("name",), _doc(messages.Command)),
         "trust": _named(trust, ("root_version", "files"), _doc(messages.TrustBundle)),
@@ -224,7 +237,9 @@ def _envelope(kind: int, body: Schema, what: type) -> Schema:
         "major": {"const": codec.MAJOR, "description": "another is refused"},
         "minor": _whole(f"{codec.MINOR} today; readers take any"),
         "kind": {"const": kind},
-        "device": _text("the sender, or who is addressed", ids.NAME) if "device" in has else nobody,
+        "device": _text("the sender, or who is addressed, or whose rows they are", ids.NAME)
+        if "device" in has
+        else nobody,
         "session": _text("one start of its daemon", ids.SESSION) if "session" in has else nobody,
         "seq": _whole("number of the message in its session"),
         "body": body,
@@ -278,6 +293,7 @@ def _schemas() -> dict[str, Schema]:
 PARAMETERS: Final = {
     "fleet": f"the fleet's name, {ids.NAME.pattern}",
     "device": f"the device's name, {ids.NAME.pattern}",
+    "source": f"the name of a source of labels, {ids.NAME.pattern}",
     "model": f"the model family's name, {ids.NAME.pattern}",
     "cohort": f"the rollout cohort's name, {ids.NAME.pattern}",
     "version": "the version of the root the device trusts",
@@ -300,12 +316,15 @@ class Channel:
 def channels() -> tuple[Channel, ...]:
     """Every family of topics, with addresses as `Topics` makes them."""
     t, device, model = Topics(FleetId("{fleet}")), DeviceId("{device}"), ModelName("{model}")
+    source = SourceId("{source}")
     trust = t.trust(0).removesuffix("0") + "{version}"
     chunk = t.chunk(Digest("{digest}"), 0).removesuffix("0") + "{index}"
     return (
         Channel("status", t.status(device), "device", "Status", topics.STATUS),
         Channel("window", t.window(device, model), "device", "Window", topics.WINDOW),
         Channel("event", t.event(device), "device", "Event", topics.EVENT),
+        Channel("labels", t.labels(source), "labeller", "Labels", topics.LABELS),
+        Channel("labels_ack", t.labels_ack(source), "aggregator", "Ack", topics.LABELS_ACK),
         Channel("ack", t.ack(device), "aggregator", "Ack", topics.ACK),
         Channel("command", t.command(device), "aggregator", "Command", topics.COMMAND),
         Channel(
@@ -332,6 +351,8 @@ def _operations(c: Channel) -> dict[str, Schema]:
         "status": "aggregator",
         "window": "aggregator",
         "event": "aggregator",
+        "labels": "aggregator",
+        "labels_ack": "labeller",
         "alarm": "listener",
     }.get(c.name, "device")
     common = {

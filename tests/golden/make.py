@@ -1,8 +1,8 @@
 """Writes the golden bytes: ``python -m tests.golden.make`` from the root of the checkout.
 
 Files of every version are kept for ever: fleets are never all on one version. Run this for a new value or a new
-version only; `test_golden_bytes.py` fails when an existing file would change. What minor 0 wrote cannot be made again:
-it stands in its folder as it was.
+version only; `test_golden_bytes.py` fails when an existing file would change. What minors 0 and 1 wrote cannot be made
+again: it stands in their folders as it was.
 """
 
 import json
@@ -14,7 +14,8 @@ from edge_runtime.contract.codec import encode
 from tests.golden import values
 
 MINOR_0: Final = Path(__file__).parent / "v1"
-FOLDER: Final = Path(__file__).parent / "v1.1"
+MINOR_1: Final = Path(__file__).parent / "v1.1"
+FOLDER: Final = Path(__file__).parent / "v1.2"
 DEVICES: Final = ("watch-01-left", "watch-02-left", "a", "z" * 64)
 ROLLOUTS: Final = ("r-1", "r-2")
 

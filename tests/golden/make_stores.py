@@ -18,11 +18,24 @@ from aggregator.adapters import windows as windows_module
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.windows import Windows
 from aggregator.looks import Alarm, Look, Reading, Slice, Trace, Verdict
-from aggregator.records import Arrival, AuditEntry, DeadLetter, DeviceRecord, RetrainRequest, Track
+from aggregator.records import Arrival, AuditEntry, DeadLetter, DeviceRecord, RetrainRequest, Telling, Track
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import CohortId, DeviceId, RolloutId
 from edge_runtime.contract.release import EVERYONE, Release
-from tests.support.fleet import FLEET, MODEL, NOW, OTHER_SESSION, SECOND, SESSION, A, B, event, report, window
+from tests.support.fleet import (
+    FLEET,
+    MODEL,
+    NOW,
+    OTHER_SESSION,
+    SECOND,
+    SESSION,
+    A,
+    B,
+    event,
+    labels,
+    report,
+    window,
+)
 
 FOLDER: Final = Path(__file__).parent / "stores"
 DEVICE: Final = DeviceRecord(
@@ -75,11 +88,13 @@ VERDICT: Final = Verdict(
     left_out=((DeviceId("dev-3"), "3 of 100 rows"),),
 )
 LOOK: Final = Look(index=1, devices=1, rows=20, figures={}, suspects={"b": (DeviceId("dev-1"),)})
+TELLING: Final = Telling(sink="mqtt", incident=1, at_ns=NOW, text="{}")
+LABELS: Final = (labels("dev-1", 1), labels("dev-1", 2, correct=3), labels("dev-2", 1, model=B))
 UNJUDGED: Final = window("dev-3", 1, model=B)
 
 
 def write_ledger(where: Path | str) -> None:
-    """A device, a track, an audit entry, two orders, a cursor, a retrain request, and two incidents, one still open."""
+    """A device, a track, an audit entry, two orders, cursors, a retrain request, an untold event, two incidents."""
     with closing(Ledger(where)) as ledger:
         order = ledger.request("halt", {"model": MODEL}, by="ann", why="no", now_ns=NOW)
         ledger.request("resume", {"model": MODEL}, by="bob", why="yes", now_ns=NOW)
@@ -89,6 +104,7 @@ def write_ledger(where: Path | str) -> None:
             ledger.put_audit(AuditEntry(at_ns=NOW, who="ann", what="start", why="because", model=MODEL))
             ledger.put_answer(order, accepted=False, reason="there is none")
             ledger.put_cursor(A, DeviceId("dev-1"), 4)
+            ledger.put_label_cursor(A, DeviceId("dev-1"), 2)
             ledger.put_retrain(
                 RetrainRequest(model=MODEL, digest=A, cohort="fleet", at_ns=NOW, why="drift", document="{}"),
                 "waiting",
@@ -96,19 +112,22 @@ def write_ledger(where: Path | str) -> None:
             profile = WINDOWS[0].profile
             first = Reading(device=DeviceId("dev-1"), profile=profile, start_ns=NOW, end_ns=NOW + 1)
             ledger.put_first_look(A, Slice(index=0, start_ns=NOW, end_ns=NOW + 1, readings=(first,)))
-            ledger.put_look(A, MODEL, LOOK, NOW)
+            ledger.put_look(A, MODEL, LOOK, NOW, 4)
+            ledger.put_tellings((TELLING,))
             ledger.put_verdicts(A, (VERDICT,))
             for at, trace in ((0, TRACE), (5, replace(TRACE, alarm=None)), (9, TRACE)):
                 ledger.put_traces(A, MODEL, (trace,), NOW + at)
 
 
 def write_windows(path: Path) -> None:
-    """`WINDOWS`, a second apart, one that nobody has judged, an event and a dead letter."""
+    """`WINDOWS`, a second apart, one that nobody has judged, an event, a dead letter and `LABELS`."""
     with closing(Windows(path)) as store:
         for i, w in enumerate(WINDOWS):
             store.append([Arrival(window=w, payload=encode(w), judged=True)], [], [], NOW + i * SECOND)
         waiting = Arrival(window=UNJUDGED, payload=encode(UNJUDGED), judged=False)
-        store.append([waiting], [event("dev-1", 3)], [DeadLetter("topic", b"payload", "why")], NOW)
+        store.append(
+            [waiting], [event("dev-1", 3)], [DeadLetter("topic", b"payload", "why")], NOW, labels=LABELS
+        )
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from edge_runtime.contract.packing import unpack_counts
 from tests.golden import make, values
 
 COUNTS = WINDOW.index("counts")
+OLDER = ((make.MINOR_0, values.MINOR_0, 0), (make.MINOR_1, values.MINOR_1, 1))
+NEW_IN_2 = {8}
 
 
 def kept(name):
@@ -27,24 +29,37 @@ def unpacked(data):
 
 def test_every_file_is_one_that_is_written():
     assert {path.name for path in make.FOLDER.iterdir()} == set(make.files())
-    assert {f"{name}.msgpack" for name in values.MINOR_0} == {p.name for p in make.MINOR_0.glob("*.msgpack")}
+    for folder, names, _ in OLDER:
+        assert {f"{name}.msgpack" for name in names} == {path.name for path in folder.glob("*.msgpack")}
 
 
 def test_every_kind_has_golden_bytes():
-    for folder, names, minor in ((make.MINOR_0, values.MINOR_0, 0), (make.FOLDER, values.MESSAGES, MINOR)):
+    for folder, names, minor in (*OLDER, (make.FOLDER, values.MESSAGES, MINOR)):
         heads = [msgpack.unpackb((folder / f"{name}.msgpack").read_bytes())[:3] for name in names]
-        assert {kind for _, _, kind in heads} == set(_READERS)
+        assert {kind for _, _, kind in heads} == set(_READERS) - (NEW_IN_2 if minor < 2 else set())
         assert {(major, found) for major, found, _ in heads} == {(1, minor)}
 
 
-@pytest.mark.parametrize("name", values.MINOR_0)
-def test_what_minor_0_wrote_is_read(name):
-    assert decode((make.MINOR_0 / f"{name}.msgpack").read_bytes()) == values.MINOR_0[name]
+@pytest.mark.parametrize(
+    ("folder", "name"), [(folder, name) for folder, names, _ in OLDER for name in names], ids=str
+)
+def test_what_older_minors_wrote_is_read(folder, name):
+    assert decode((folder / f"{name}.msgpack").read_bytes()) == values.MINOR_1[name]
 
 
+@pytest.mark.parametrize("name", values.MINOR_1)
+def test_what_minor_1_reads_is_written_as_it_was(name):
+    """A device or a centre of minor 1 meets nothing new but the number, which it does not look at."""
+    before = unpacked((make.MINOR_1 / f"{name}.msgpack").read_bytes())
+    now = unpacked(encode(values.MINOR_1[name]))
+    assert (before[1], now[1]) == (1, MINOR)
+    assert before[2:] == now[2:]
+
+
+@pytest.mark.parametrize("folder", [folder for folder, _, _ in OLDER], ids=lambda folder: folder.name)
 @pytest.mark.parametrize("name", ["release.json", "facts.json"])
-def test_what_minor_0_signed_and_computed_has_not_changed(name):
-    assert (make.MINOR_0 / name).read_bytes() == kept(name)
+def test_what_older_minors_signed_and_computed_has_not_changed(folder, name):
+    assert (folder / name).read_bytes() == kept(name)
 
 
 def test_the_schemes_of_counts_that_are_written_all_have_golden_bytes():

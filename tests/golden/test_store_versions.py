@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,18 @@ from aggregator.adapters.windows import VERSION as WINDOWS_VERSION
 from aggregator.adapters.windows import Windows
 from aggregator.records import Selection
 from edge_runtime.contract.errors import ConfigError
-from tests.golden.make_stores import DEVICE, FOLDER, LOOK, RELEASE, TRACE, UNJUDGED, VERDICT, WINDOWS
+from tests.golden.make_stores import (
+    DEVICE,
+    FOLDER,
+    LABELS,
+    LOOK,
+    RELEASE,
+    TELLING,
+    TRACE,
+    UNJUDGED,
+    VERDICT,
+    WINDOWS,
+)
 from tests.support.fleet import MODEL, NOW, SECOND, A, B, window
 from tests.support.window_kit import counted, merged, once, prune, put
 
@@ -157,6 +169,8 @@ def test_a_ledger_of_any_version_says_what_it_was_told(kept, store):
             assert (ledger.traces(A), ledger.verdicts(), ledger.next_look(A)) == ((TRACE,), (VERDICT,), 2)
             assert ledger.suspects(A) == LOOK.suspects
             assert [r.device for one in ledger.first_looks(A) for r in one.readings] == ["dev-1"]
+        waits = [replace(telling, number=0) for telling in ledger.tellings()]
+        assert waits == ([TELLING] if named(kept)[1] >= 5 else [])  # before, events were told or lost
         with ledger.transaction():
             (event,) = ledger.put_traces(B, MODEL, (TRACE,), NOW)
         assert (event.what, event.number) == ("opened", 3)
@@ -172,7 +186,8 @@ def test_a_windows_store_of_any_version_counts_what_it_counted(kept, store):
         assert [letter["reason"] for letter in windows.dead_letters()] == ["why"]
         assert put(windows, *WINDOWS, UNJUDGED).duplicates == len(WINDOWS) + 1
         newest = max(n for _, _, n in windows.streams())
-        assert prune(windows, NOW + 9 * SECOND) == len(WINDOWS) + 2
+        late = len(LABELS) if named(kept)[1] >= 4 else 0
+        assert prune(windows, NOW + 9 * SECOND) == len(WINDOWS) + 2 + late
         assert without_bytes(counted(windows)) == without_bytes(once([*WINDOWS, UNJUDGED]))
         assert put(windows, *WINDOWS, UNJUDGED).duplicates == len(WINDOWS) + 1
         put(windows, window("dev-4"))
@@ -237,3 +252,15 @@ def test_a_step_that_fails_leaves_the_version_before(store, monkeypatch):
     monkeypatch.undo()
     with closing(Ledger(path)) as ledger:
         assert ledger.devices() == (DEVICE,)
+
+
+@pytest.mark.parametrize("kept", sorted(FOLDER.glob("windows-*")), ids=lambda path: path.stem)
+def test_a_telemetry_store_of_any_version_knows_what_devices_told_and_labels_since_4(kept, store):
+    with closing(Windows(store(kept.name))) as windows:
+        first, *others = windows.truths()
+    assert (first.device, first.digest) == ("dev-1", A)
+    if named(kept)[1] < 4:
+        assert (first.labelled, first.correct, first.compared, others) == (30, 7, 0, [])
+    else:
+        assert (first.labelled, first.correct, first.compared) == (50, 18, 50)
+        assert [(t.device, t.labelled, t.correct) for t in others] == [("dev-2", 10, 8)]

@@ -170,12 +170,30 @@ MERGED: Final = messages.Window(
     windows=17,
 )
 
-MESSAGES: Final[dict[str, Message]] = {
+MINOR_1: Final[dict[str, Message]] = {
     **MINOR_0,
     "status-restarted": messages.Status(
         device=DEVICE, session=SESSION, seq=2, online=True, last_exit="killed", restarts=3, clock="unsynced"
     ),
     "window-merged": MERGED,
+}
+
+LABELS: Final = messages.Labels(
+    device=DEVICE,
+    session=SESSION,
+    seq=2**40,
+    source=ids.source_id("laboratory-2"),
+    model=MODEL,
+    digest=FIRST,
+    start_ns=1_760_000_000_000_000_000,
+    end_ns=1_760_003_600_000_000_000,
+    labelled=120,
+    correct=97,
+)
+
+MESSAGES: Final[dict[str, Message]] = {
+    **MINOR_1,
+    "labels": LABELS,
 }
 
 RELEASE: Final = Release(

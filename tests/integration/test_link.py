@@ -13,7 +13,7 @@ from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.topics import Delivery
 from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing, Received
 from edge_runtime.mqtt.broker import Broker
-from edge_runtime.mqtt.client import MAX_IN_FLIGHT, MAX_OUTSTANDING, SESSION_SECONDS
+from edge_runtime.mqtt.client import MAX_ANSWERS, MAX_IN_FLIGHT, MAX_OUTSTANDING, SESSION_SECONDS
 from edge_runtime.mqtt.packets import MAX_PACKET_BYTES
 from tests.services import Mosquitto, find_mosquitto, free_port
 from tests.support.certificates import Authority
@@ -328,14 +328,15 @@ def test_answers_and_acknowledgements_leave_in_order_and_no_more_than_may_wait(p
         link = links.connect("one", manual_ack=True)
         got = [until(link, Received) for _ in range(2)]
         assert link.publish_all([("u", bytes(400_000))]) == 0
-        assert link.publish_all([("u", b"%d" % i) for i in range(3 * MAX_OUTSTANDING)]) <= MAX_OUTSTANDING
+        assert link.publish_all([("u", b"%d" % i) for i in range(2 * MAX_ANSWERS)]) <= MAX_ANSWERS
         link.acknowledge_all(got)
         link.stop(WAIT_SECONDS)
         links.close()
     sent = b"".join(read)
     properties = b"\0" if broker.level == 5 else b""
     assert sent.index(b"\0\x01u" + properties + b"0") < sent.index(b"\0\x01u" + properties + b"1")
-    assert sent.endswith(b"\0\x01u" + properties + b"999" + b"\x40\x02\0\x07" + b"\x40\x02\0\x08" + b"\xe0\0")
+    last = b"%d" % (MAX_ANSWERS - 1)
+    assert sent.endswith(b"\0\x01u" + properties + last + b"\x40\x02\0\x07" + b"\x40\x02\0\x08" + b"\xe0\0")
 
 
 def test_an_acknowledgement_of_an_earlier_connection_does_nothing(links):

@@ -484,3 +484,49 @@ def test_a_good_broker_after_a_hundred_bad_ones(protocol):
         for _ in range(100):
             fuzzer.meet(b"\xf0\x00", welcome=True)
         assert _open_files() <= fds + 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.binary(max_size=300), st.integers(0, 1)), max_size=12),
+    st.lists(st.integers(1, 400), min_size=1, max_size=8),
+)
+def test_messages_are_the_same_however_they_were_cut_on_the_way(sent, cuts):
+    """Read ahead whole, or piece by piece by paho, with answers to pings between them."""
+    data = b"".join(
+        message(MQTT5, b"t/%d" % i, payload, mid=i + 1 if qos else 0) + b"\xd0\0"
+        for i, (payload, qos) in enumerate(sent)
+    )
+    wanted = [(f"t/{i}", payload, i + 1 if qos else 0) for i, (payload, qos) in enumerate(sent)]
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(data):
+        size = cuts[len(pieces) % len(cuts)]
+        pieces.append(data[at : at + size])
+        at += size
+    assert read_in_pieces([data]) == read_in_pieces(pieces) == wanted
+
+
+def read_in_pieces(pieces):
+    found = []
+    client = mqtt_client.Client(
+        "one",
+        mqtt5=True,
+        clean_session=True,
+        receive_maximum=20,
+        take=lambda _, m: found.append((m.topic, m.payload, m.mid)),
+    )
+    client.is_answered = True
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        client._sock = ours
+        for piece in filter(None, pieces):
+            theirs.sendall(piece)
+            assert client.loop_read() == 0
+            while client._ahead:
+                if not client._take_ahead():
+                    assert client.loop_read() == 0
+        client._sock = None
+    client.close()
+    return found

@@ -176,7 +176,7 @@ def test_killed_at_any_instant_the_next_run_finishes(repository, broker, job, tm
     repository.rotate("timestamp")
     publish(repository, [digest], fleet=FLEET, broker=broker)
     message = signed(repository, release(digest, revision=2))
-    for milliseconds in range(100, 900, 80):
+    for milliseconds in range(150, 900, 150):
         child = Child(job, message)
         try:
             child.process.wait(milliseconds / 1000)

@@ -37,17 +37,20 @@ class Stretch:
         self.labels[:] = self.luck < probability(self.values)
 
 
-def probability(values: Values) -> Values:
-    """The model: the probability of ``yes`` for values (F, …); what is missing counts as 0."""
+def probability(values: Values, sureness: float = 1.0) -> Values:
+    """The model: the probability of ``yes`` for values (F, …); what is missing counts as 0.
+
+    With a ``sureness`` above 1 it is surer than it is right: that many times the logit.
+    """
     a, b, c, d = np.nan_to_num(values[:4], nan=0.0)
     logit = _WEIGHTS[0] * a + _WEIGHTS[1] * b + _INTERACTION * c * d
-    found: Values = 1 / (1 + np.exp(-logit.clip(-30, 30), dtype=np.float32))
+    found: Values = 1 / (1 + np.exp(-(np.float32(sureness) * logit).clip(-30, 30), dtype=np.float32))
     return found
 
 
-def answer(values: Values) -> tuple[NDArray[np.int64], Values]:
-    """The model's labels (…) and scores (…, 2) for values (F, …)."""
-    yes = probability(values)
+def answer(values: Values, sureness: float = 1.0) -> tuple[NDArray[np.int64], Values]:
+    """The model's labels (…) and scores (…, 2) for values (F, …); `probability` tells what ``sureness`` is."""
+    yes = probability(values, sureness)
     return (yes > 0.5).astype(np.int64), np.stack([1 - yes, yes], axis=-1)
 
 

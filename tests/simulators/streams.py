@@ -12,7 +12,7 @@ and sizes of faults are in that unit. The same seed gives the same rows, whateve
 clean one differ in the faulty cells only.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +122,7 @@ class Fleet:
     ``rows`` is per window, of a device that is not chatty; ``reference_windows`` come before window 0 and are free of
     faults. ``groups`` training units of ``group_rows`` rows each, which cover a day, come from the devices' population.
     The model is a logistic function of the first four columns: two weights, and an interaction of the third and the
-    fourth.
+    fourth. With a ``sureness`` above 1 its scores are surer than its answers are right.
     """
 
     seed: int = 0
@@ -137,6 +137,7 @@ class Fleet:
     groups: int = 6
     group_rows: int = 2400
     labelled: bool = False
+    sureness: float = 1.0
 
     def __post_init__(self) -> None:
         if self.features - len(self.traits.shapes) < 4:
@@ -243,18 +244,17 @@ class Fleet:
             else cells_from_training(name, rows[:, j])
             for j, (name, shape) in enumerate(zip(self.names, self.shapes, strict=True))
         ]
-        best = np.abs(probability(rows.T) - 0.5) + np.float32(0.5)
+        best = np.abs(probability(rows.T, self.sureness) - 0.5) + np.float32(0.5)
         return CellSpec(tuple(columns), cells_from_training("score", best), len(LABELS))
 
     @cached_property
     def info(self) -> ArtifactInfo:
         """What the artifact says about itself, one reference per training unit; there is no graph behind it."""
         groups = tuple(
-            (f"unit-{i}", _profiles(self.spec, rows.T[:, None])[0])
-            for i, (rows, _) in enumerate(self.training)
+            (f"unit-{i}", self._profiles(rows.T[:, None])[0]) for i, (rows, _) in enumerate(self.training)
         )
         golden = np.ascontiguousarray(self.training[0][0][:32])
-        labels, scores = answer(golden.T)
+        labels, scores = answer(golden.T, self.sureness)
         features = tuple(
             Feature(name=name, missing=True, kind="category", vocabulary=CATEGORIES, unseen=True)
             if shape == "category"
@@ -296,9 +296,16 @@ class Fleet:
         """Known-good history of the same devices, oldest first."""
         return self._read[: self.reference_windows]
 
+    def count(self, told: Callable[[Stretch], None]) -> None:
+        """Counts all rows now; each stretch is shown to ``told`` as it passes, device after device."""
+        self.__dict__["_read"] = self._count(told)
+
     @cached_property
     def _read(self) -> tuple[Slice, ...]:
-        columns = [self._readings(device) for device in range(self.devices)]
+        return self._count(lambda _: None)
+
+    def _count(self, told: Callable[[Stretch], None]) -> tuple[Slice, ...]:
+        columns = [self._readings(device, told) for device in range(self.devices)]
         return tuple(
             Slice(
                 index=k if k < self.reference_windows else k - self.reference_windows,
@@ -309,13 +316,14 @@ class Fleet:
             for k, readings in enumerate(zip(*columns, strict=True))
         )
 
-    def _readings(self, device: int) -> list[Reading]:
+    def _readings(self, device: int, told: Callable[[Stretch], None]) -> list[Reading]:
         found: list[Reading] = []
         binner = Binner(self.spec, probabilities=True)
         for stretch in self.stream(device):
-            labels, _ = answer(stretch.values)
+            told(stretch)
+            labels, _ = answer(stretch.values, self.sureness)
             correct = (labels == stretch.labels).sum(axis=1)
-            for i, profile in enumerate(_profiles(self.spec, stretch.values, binner)):
+            for i, profile in enumerate(self._profiles(stretch.values, binner)):
                 start = EPOCH_NS + (stretch.first + i) * self.window_seconds * SECOND_NS
                 found.append(
                     Reading(
@@ -327,6 +335,16 @@ class Fleet:
                         correct=int(correct[i]) if self.labelled else 0,
                     )
                 )
+        return found
+
+    def _profiles(self, values: Values, binner: Binner | None = None) -> list[Profile]:
+        """One profile for each window of ``values`` (F, windows, rows)."""
+        binner = binner or Binner(self.spec, probabilities=True)
+        labels, scores = answer(values, self.sureness)
+        found = []
+        for w in range(values.shape[1]):
+            binner.observe(values[:, w].T, labels[w], scores[w])
+            found.append(binner.take())
         return found
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────
@@ -382,17 +400,6 @@ class Fleet:
         if self.labelled:
             columns["label"] = _texts(stretch.labels[part].ravel(), LABELS)
         return pa.table(columns, schema=self._schema)
-
-
-def _profiles(spec: CellSpec, values: Values, binner: Binner | None = None) -> list[Profile]:
-    """One profile for each window of ``values`` (F, windows, rows)."""
-    binner = binner or Binner(spec, probabilities=True)
-    labels, scores = answer(values)
-    found = []
-    for w in range(values.shape[1]):
-        binner.observe(values[:, w].T, labels[w], scores[w])
-        found.append(binner.take())
-    return found
 
 
 def _texts(codes: NDArray[Any], names: Sequence[str]) -> Any:

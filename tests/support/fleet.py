@@ -12,7 +12,7 @@ from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import DeviceId, Digest, FleetId, ModelName, SessionId
 from edge_runtime.contract.latency import observe_ns
 from edge_runtime.contract.manifest import ArtifactInfo, Reference, to_metadata
-from edge_runtime.contract.messages import Event, Health, ModelReport, Status, Window
+from edge_runtime.contract.messages import Event, Health, Labels, ModelReport, Status, Window
 from edge_runtime.contract.profile import Binner, CellSpec, Profile, cells_from_training, empty_profile
 from edge_runtime.contract.topics import Topics
 from tests.support.tiny_models import Tiny, classifier, sealed
@@ -125,14 +125,43 @@ def window(
     )
 
 
-def wire(message: Window | Status | Event) -> tuple[str, bytes]:
+def wire(message: Window | Status | Event | Labels) -> tuple[str, bytes]:
     """The message's topic and bytes."""
     match message:
         case Window():
             return TOPICS.window(message.device, message.model), encode(message)
         case Status():
             return TOPICS.status(message.device), encode(message)
+        case Labels():
+            return TOPICS.labels(message.source), encode(message)
     return TOPICS.event(message.device), encode(message)
+
+
+def labels(
+    device: str = "dev-1",
+    seq: int = 1,
+    *,
+    source: str = "lab",
+    session: SessionId = SESSION,
+    model: Digest = A,
+    labelled: int = 10,
+    correct: int = 8,
+    start_ns: int = NOW,
+    seconds: float = 10.0,
+) -> Labels:
+    """Labels of the time that a `window` takes."""
+    return Labels(
+        device=DeviceId(device),
+        session=session,
+        seq=seq,
+        source=ids.source_id(source),
+        model=MODEL,
+        digest=model,
+        start_ns=start_ns,
+        end_ns=start_ns + int(seconds * SECOND),
+        labelled=labelled,
+        correct=correct,
+    )
 
 
 def event(device: str = "dev-1", seq: int = 1, name: str = "started") -> Event:

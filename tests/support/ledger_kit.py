@@ -19,6 +19,7 @@ from aggregator.records import (
     LeaseLost,
     RetrainRequest,
     Rollout,
+    Telling,
     Track,
 )
 from aggregator.stores import LedgerStore, StoreError
@@ -152,6 +153,11 @@ def reading(device="dev-1", seq=1):
     )
 
 
+def told(sink, incident, *, text="{}"):
+    """An event on its way."""
+    return Telling(sink=sink, incident=incident, at_ns=NOW, text=text)
+
+
 class LedgerKit:
     """The tests; derive from it and give ``opened``."""
 
@@ -280,7 +286,7 @@ class LedgerKit:
         assert ledger.suspects(A) == {}
         with ledger.transaction():
             ledger.put_look(A, MODEL, LOOK, NOW)
-            ledger.put_look(A, MODEL, replace(LOOK, index=1, suspects={}), NOW + 1)
+            ledger.put_look(A, MODEL, replace(LOOK, index=1, suspects={}), NOW + 1, 7)
             ledger.put_look(B, MODEL, LOOK, NOW)
         assert reopened(opened, lambda it: (it.next_look(A), it.next_look(B), it.next_look(C))) == (2, 1, 0)
         assert reopened(opened, lambda it: (it.suspects(A), it.suspects(B))) == ({}, LOOK.suspects)
@@ -288,6 +294,11 @@ class LedgerKit:
         assert (newest["look"], newest["devices"], newest["row_count"]) == (1, 10, 5000)
         assert newest["document"]["figures"]["a"]["psi"] == 0.3
         assert newest["document"]["estimate"]["known"] == 0.75
+        times = [
+            (row["digest"], row["look"], row["at_ns"], row["newest"]) for row in ledger.table("look_times")
+        ]
+        assert times == [(A, 1, NOW + 1, 7), (A, 0, NOW, 0), (B, 0, NOW, 0)]
+        assert "document" not in ledger.table("look_times")[0]
 
     def test_first_looks_are_kept_whole_and_once(self, ledger, opened):
         looks = tuple(
@@ -477,6 +488,48 @@ class LedgerKit:
         again = opened()
         assert again.request("halt", {}, by="", why="", now_ns=NOW) > first
         again.close()
+
+    # ── alarms on their way ────────────────────────────────────────────────────────────────────────────
+
+    def test_what_is_to_be_told_waits_in_its_order_until_it_is_told(self, ledger, opened):
+        odd = "\u00e4\n" + "w" * 70_000
+        with ledger.transaction():
+            ledger.put_tellings([told("mqtt", 1, text=odd), told("webhook", 1)])
+            ledger.put_tellings([told("mqtt", 2)])
+        first, second, third = reopened(opened, lambda it: it.tellings())
+        assert first.number < second.number < third.number
+        assert replace(first, number=0) == told("mqtt", 1, text=odd)
+        assert (second.sink, third.incident) == ("webhook", 2)
+        assert ledger.tellings(first.number) == (second, third)
+        with ledger.transaction():
+            ledger.put_told([first.number, third.number, third.number + 7])
+        assert reopened(opened, lambda it: it.tellings()) == (second,)
+
+    def test_what_is_to_be_told_is_kept_with_its_incident_or_not_at_all(self, ledger):
+        def fail():
+            with ledger.transaction():
+                ledger.put_traces(A, MODEL, (OPEN,), NOW)
+                ledger.put_tellings([told("mqtt", 1)])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert ledger.tellings() == ()
+        assert ledger.table("incidents") == ()
+
+    def test_numbers_of_tellings_rise_also_when_all_were_told_and_over_restarts(self, ledger, opened):
+        seen = 0
+        for _ in range(3):
+            other = opened()
+            with other.transaction():
+                other.put_tellings([told("mqtt", 1)])
+            (found,) = other.tellings(seen)
+            assert found.number > seen
+            seen = found.number
+            with other.transaction():
+                other.put_told([seen])
+            other.close()
+        assert ledger.tellings() == ()
 
     # ── who leads ──────────────────────────────────────────────────────────────────────────────────────
 

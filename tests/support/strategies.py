@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from edge_runtime.contract import ids, messages
+from edge_runtime.contract.codec import MAX_LABELLED
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.profile import Binner, CellSpec, FeatureCells, Profile
@@ -144,6 +145,26 @@ events = st.builds(
     name=st.text(max_size=64),
     detail=tables(prose),
 )
+
+
+@st.composite
+def labels(draw: st.DrawFn) -> messages.Labels:
+    start_ns, end_ns = sorted((draw(counts), draw(counts)))
+    labelled = draw(st.integers(1, MAX_LABELLED))
+    return messages.Labels(
+        device=draw(devices),
+        session=draw(sessions),
+        seq=draw(counts),
+        source=ids.source_id(draw(models)),
+        model=draw(models),
+        digest=draw(digests),
+        start_ns=start_ns,
+        end_ns=end_ns,
+        labelled=labelled,
+        correct=draw(st.integers(0, labelled)),
+    )
+
+
 acks = st.builds(
     messages.Ack, device=devices, session=sessions, seqs=st.lists(counts, max_size=20).map(tuple)
 )
@@ -160,7 +181,7 @@ signed_releases = st.builds(
     messages.SignedRelease, payload=st.binary(max_size=300), signatures=tables(st.binary(max_size=80))
 )
 
-any_message = st.one_of(statuses, windows(), events, acks, commands, bundles, signed_releases)
+any_message = st.one_of(statuses, windows(), events, labels(), acks, commands, bundles, signed_releases)
 
 releases = st.builds(
     Release,

@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.records import Arrival, DeadLetter, DeviceTotals, Selection
-from aggregator.stores import StoreError, WindowStore
+from aggregator.stores import CutDay, StoreError, WindowStore
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.contract.ids import DeviceId, ModelName
+from edge_runtime.contract.ids import DeviceId, ModelName, SourceId
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.messages import Event, Window
+from edge_runtime.contract.messages import Event, Labels, Window
 from edge_runtime.contract.profile import empty_profile, merge_all
 from tests.support.fleet import (
     DAY,
+    NAMES,
     NOW,
     OTHER_SESSION,
     SECOND,
@@ -30,7 +31,9 @@ from tests.support.fleet import (
     A,
     B,
     C,
+    count,
     event,
+    labels,
     make_spec,
     window,
 )
@@ -236,7 +239,9 @@ class WindowKit:
             for seq in range(1, 6)
         ]
         put(store, *windows, window("dev-2", 1))
-        block = store.block(A, DeviceId("dev-1"), 0, rows=45, seconds=0)
+        # Of 20 rows each; refused rows count, too.
+        assert store.block(A, DeviceId("dev-1"), 0, rows=51, seconds=0).reading.windows == 2
+        block = store.block(A, DeviceId("dev-1"), 0, rows=52, seconds=0)
         reading = block.reading
         assert (reading.device, reading.windows, reading.profile.rows) == ("dev-1", 3, 60)
         assert (reading.labelled, reading.correct, reading.refused) == (12, 3, (("unseen", 3), ("width", 12)))
@@ -244,9 +249,9 @@ class WindowKit:
         assert (block.first, block.last, block.seconds) == (3, 5, 30.0)
         assert reading.profile == windows[2].profile.merge(windows[3].profile).merge(windows[4].profile)
         assert store.block(A, DeviceId("dev-1"), 0, rows=1, seconds=45.0).reading.windows == 5
-        assert store.block(A, DeviceId("dev-1"), 4, rows=20, seconds=0).reading.windows == 1
-        assert store.block(A, DeviceId("dev-1"), 4, rows=21, seconds=0) is None
-        assert store.pending(A, DeviceId("dev-1"), 3) == (40, 20.0, NOW)
+        assert store.block(A, DeviceId("dev-1"), 4, rows=26, seconds=0).reading.windows == 1
+        assert store.block(A, DeviceId("dev-1"), 4, rows=27, seconds=0) is None
+        assert store.pending(A, DeviceId("dev-1"), 3) == (51, 20.0, NOW)
         assert store.pending(A, DeviceId("dev-1"), 5) == (0, 0.0, 0)
 
     def test_streams_names_the_newest_window_of_each_device(self, store):
@@ -401,9 +406,58 @@ class WindowKit:
         assert merged(store, since_ns=NOW + DAY).rows == 60
         assert merged(store, until_ns=NOW + DAY).rows == 40
         assert merged(store, since_ns=NOW + 1, until_ns=NOW + 2 * DAY).rows == 0
-        assert merged(store, since_ns=NOW + 2 * DAY + 1).rows == 20  # a day that is cut does not answer
         assert merged(store, last=5).rows == 20  # those that are kept one by one
         assert store.totals(Selection(model=OTHER)) == ()
+
+    def test_part_of_a_rolled_up_day_is_refused_and_what_can_be_asked_instead_is_said(self, store):
+        put(store, window("dev-1", 1), at=NOW)
+        put(store, window("dev-1", 2), at=NOW + 3600 * SECOND)  # on the same day
+        put(store, window("dev-1", 3), at=NOW + 9 * DAY)
+        last_ns = NOW + 3600 * SECOND
+        since: dict[str, Any] = {"since_ns": NOW + 1}
+        until: dict[str, Any] = {"until_ns": last_ns}
+        assert merged(store, **since).rows == 40  # kept one by one
+        assert merged(store, **until).rows == 20
+        prune(store, NOW + 5 * DAY)
+        for cut in (since, until, since | until, {"since_ns": last_ns}):
+            for ask in (store.profiles, store.totals, store.latency):
+                with pytest.raises(CutDay, match=f"windows of dev-1 .* ask from {NOW} or {last_ns + 1} ns"):
+                    ask(Selection(**cut))
+            assert sum(t.rows for t in store.totals(Selection(**cut, leave_out_cut_days=True))) == (
+                0 if "until_ns" in cut else 20
+            )
+        assert merged(store, since_ns=NOW).rows == 60
+        assert merged(store, since_ns=last_ns + 1).rows == 20
+        assert merged(store, until_ns=last_ns + 1).rows == 40
+        assert merged(store, until_ns=NOW).rows == 0
+        assert merged(store, since_ns=NOW + 1, last=9).rows == 20  # those that are kept one by one
+        assert store.totals(Selection(since_ns=NOW + 1, digest=B)) == ()
+
+    def test_receipts_say_when_what_is_kept_one_by_one_came(self, store):
+        put(store, window("dev-2", 1), at=NOW)
+        put(store, window("dev-1", 1), window("dev-1", 2, model=B), at=NOW + SECOND)
+        put(store, window("dev-1", 3), judged=False, at=NOW + SECOND)
+        span = window().end_ns - window().start_ns
+        assert [(r.received_ns, r.device, r.rows, r.seconds) for r in store.receipts(A)] == [
+            (NOW, "dev-2", 20, span / 1e9),
+            (NOW + SECOND, "dev-1", 20, span / 1e9),
+        ]
+        prune(store, NOW + 1)
+        assert [r.device for r in store.receipts(A)] == ["dev-1"]
+
+    def test_a_block_as_it_was_when_less_had_come(self, store):
+        for seq in range(1, 5):
+            put(store, window("dev-1", seq), at=NOW + seq)
+        device = DeviceId("dev-1")
+        numbers = [r.number for r in store.receipts(A)]
+        assert numbers == sorted(set(numbers))
+        block = store.block(A, device, 0, rows=40, seconds=0.0, upto=numbers[1])
+        assert block is not None
+        assert (block.first, block.last) == (numbers[0], numbers[1])
+        newest = store.block(A, device, block.last, rows=40, seconds=0.0)
+        assert newest is not None
+        assert (newest.first, newest.last) == (numbers[2], numbers[3])
+        assert store.block(A, device, 0, rows=60, seconds=0.0, upto=numbers[1]) is None
 
     def test_what_is_rejected_never_answers_also_when_it_is_rolled_up(self, store):
         honest, odd = window(seq=1), window(seq=2, profile=replace(window(seq=2).profile, rows=21))
@@ -444,6 +498,114 @@ class WindowKit:
             rejected = [a + b for a, b in zip(rejected, found, strict=True)]
         assert sum(rejected) == 5
         assert merged(store).rows in (20, 40)
+
+    # ── labels that come late ──────────────────────────────────────────────────────────────────────────
+
+    def test_labels_are_counted_once_whoever_else_tells_them_again(self, store):
+        one = labels()
+        done = store.append([], [], [], NOW, labels=[one, replace(one, session=OTHER_SESSION)])
+        assert (done.labels, done.duplicates, done.contradictions) == (1, 1, ())
+        again = store.append([], [], [], NOW, labels=[one, labels(source="lab-2"), labels(seq=2)])
+        assert (again.labels, again.duplicates) == (2, 1)
+        (known,) = store.truths()
+        assert (known.device, known.digest, known.labelled, known.correct) == ("dev-1", A, 30, 24)
+
+    def test_other_counts_under_the_same_key_are_a_dead_letter_and_change_nothing(self, store):
+        done = store.append([], [], [], NOW, labels=[labels(), labels(correct=7)])
+        assert (done.labels, done.duplicates) == (1, 0)
+        assert "7 of 10 rows right" in done.contradictions[0]
+        assert "8 of 10" in done.contradictions[0]
+        done = store.append([], [], [], NOW, labels=[labels(start_ns=NOW + 1)])
+        assert len(done.contradictions) == 1
+        assert store.truths()[0].correct == 8
+        assert [letter["topic"] for letter in store.dead_letters()] == ["labels/lab"] * 2
+
+    def test_the_estimate_beside_labels_is_of_the_windows_that_their_period_reaches(self, store):
+        sure, unsure = ([(p, 1 - p, 0.0)] * 20 for p in (0.875, 0.5))
+        rows = np.zeros((20, len(NAMES)))
+        early = window(seq=1, profile=count(SPEC, rows, np.array(sure)))
+        late = window(seq=2, profile=count(SPEC, rows, np.array(unsure)), start_ns=NOW + 10 * SECOND)
+        unsynced = replace(window(seq=3), synced=False)
+        put(store, early, late, unsynced, window("dev-2", 1), window(seq=4, model=B))
+        told = [labels(seq=1), labels(seq=2, seconds=10.5), labels(seq=3, start_ns=NOW + 20 * SECOND)]
+        store.append([], [], [], NOW, labels=told)
+        known = next(t for t in store.truths(A) if t.device == "dev-1")
+        assert (known.labelled, known.compared, known.compared_correct) == (30, 20, 16)
+        assert known.expected == pytest.approx(10 * 0.875 + 10 * (0.875 + 0.5) / 2)
+
+    def test_windows_that_nobody_has_judged_are_beside_labels_once_they_are(self, store):
+        put(store, window(labelled=5, correct=1), judged=False)
+        store.append([], [], [], NOW, labels=[labels()])
+        assert [(t.labelled, t.compared) for t in store.truths()] == [(10, 0)]
+        while any(store.settle(A, lambda profile: profile.check(SPEC))):
+            pass
+        assert [(t.labelled, t.compared, t.correct) for t in store.truths()] == [(15, 15, 9)]
+
+    def test_late_labels_are_told_from_a_number_on_and_periods_and_twins_by_source(self, store):
+        told = [labels(seq=1), labels("dev-2", 1), labels(seq=2, correct=3, start_ns=NOW + 20 * SECOND)]
+        store.append([], [], [], NOW, labels=told)
+        first, third, second = store.late(A, {})
+        assert (first.device, third.device, second.device) == ("dev-1", "dev-1", "dev-2")
+        assert (third.labelled, third.correct, third.start_ns) == (10, 3, NOW + 20 * SECOND)
+        assert store.late(A, {DeviceId("dev-1"): first.number, DeviceId("dev-2"): second.number}) == (third,)
+        assert store.late(B, {}) == ()
+        assert store.periods(told[0].source) == (10 * SECOND,)
+        assert store.twins([replace(one, source=SourceId("copy")) for one in told]) == {"lab": 3}
+        assert store.twins(told) == {}
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+    @given(st.data())
+    def test_any_order_and_repetition_of_labels_and_windows_comes_to_the_same(self, places, data):
+        """The law of labels: what is known does not depend on what came first, how often, or what was rolled up."""
+        windows = [
+            window(f"dev-{d}", seq, start_ns=NOW + seq * 10 * SECOND, labelled=seq, correct=seq // 2)
+            for d in (1, 2)
+            for seq in range(4)
+        ]
+        told = [
+            labels(f"dev-{d}", seq, source=source, start_ns=NOW + seq * 7 * SECOND, correct=seq)
+            for d in (1, 2)
+            for source in ("lab", "shop")
+            for seq in range(4)
+        ]
+        wanted = self._comes_to(places()(), [[*windows, *told]])
+        extra = data.draw(st.lists(st.sampled_from(told), max_size=8))
+        sent = data.draw(st.permutations([*windows, *told, *extra]))
+        step = data.draw(st.integers(3, 12))
+        found = self._comes_to(places()(), [sent[i : i + step] for i in range(0, len(sent), step)])
+        assert found == wanted
+
+    def test_labels_that_were_rolled_up_are_known_and_not_counted_again(self, store):
+        put(store, window(labelled=4, correct=2))
+        told = [labels(seq=seq) for seq in (1, 2, 5)]
+        store.append([], [], [], NOW, labels=told)
+        before = store.truths()
+        assert prune(store, NOW + 1) == 4
+        assert store.truths() == before
+        assert store.append([], [], [], NOW, labels=told).duplicates == 3
+        assert store.append([], [], [], NOW, labels=[labels(seq=3)]).labels == 1
+        assert store.late(A, {})[0].number > 3
+
+    @staticmethod
+    def _comes_to(store, batches):
+        try:
+            for batch in batches:
+                arrivals = [arrival(m) for m in batch if isinstance(m, Window)]
+                store.append(arrivals, [], [], NOW, labels=[m for m in batch if isinstance(m, Labels)])
+            return [
+                (
+                    t.device,
+                    t.digest,
+                    t.labelled,
+                    t.correct,
+                    t.compared,
+                    t.compared_correct,
+                    round(t.expected, 6),
+                )
+                for t in store.truths()
+            ]
+        finally:
+            store.close()
 
     # ``places`` makes each example a store of its own.
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -346,7 +346,10 @@ POISON = {
     "deep": (ACKS, b"\x91" * 5000),
     "too large": (ACKS, bytes(300_000)),
     "foreign major": (ACKS, encode(MINE).replace(b"\x97\x01", b"\x97\x02", 1)),
-    "unknown kind": (ACKS, encode(MINE).replace(b"\x97\x01\x01\x04", b"\x97\x01\x01\x7f", 1)),
+    "unknown kind": (
+        ACKS,
+        encode(MINE).replace(bytes([0x97, 1, codec.MINOR, 4]), bytes([0x97, 1, codec.MINOR, 0x7F]), 1),
+    ),
     "ack for another device": (ACKS, encode(OTHER_DEVICE)),
     "ack on the release topic": (RELEASES, encode(MINE)),
     "command on the ack topic": (

@@ -81,7 +81,7 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
             webhook = "https://pager.example:8443/skiff?team=a"
             command = ["page", "{alarm}"]
             timeout_seconds = 2
-            attempts = 3
+            keep_hours = 24.0
             """
         )
     )
@@ -104,7 +104,7 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
         webhook="https://pager.example:8443/skiff?team=a",
         command=("page", "{alarm}"),
         timeout_seconds=2.0,
-        attempts=3,
+        keep_hours=24.0,
     )
 
 
@@ -130,7 +130,7 @@ def test_everything_can_be_said(write, tmp_path, monkeypatch):
         ('fleet = "demo"\n[alarms]\nwebhook = "pager.example"', r"alarms\.webhook: .* is no address"),
         ('fleet = "demo"\n[alarms]\nwebhook = "ftp://pager.example/"', "is no address; give 'https"),
         ('fleet = "demo"\n[alarms]\nwebhook = "https://a:b@pager.example"', "SKIFF_ALARM_TOKEN"),
-        ('fleet = "demo"\n[alarms]\nattempts = 0', r"attempts: 0 is outside"),
+        ('fleet = "demo"\n[alarms]\nkeep_hours = -1.0', r"keep_hours: -1.0 is not a finite number"),
         ("fleet =", "not TOML"),
     ],
 )

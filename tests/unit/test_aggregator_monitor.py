@@ -9,13 +9,13 @@ import pytest
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.registry import Registry
 from aggregator.adapters.windows import Windows
-from aggregator.config import AggregatorConfig, DriftConfig, RetrainConfig
+from aggregator.config import AggregatorConfig, AlarmsConfig, DriftConfig, RetrainConfig
 from aggregator.core.ingest import check_profile
-from aggregator.looks import AlarmEvent
 from aggregator.monitor import Monitor
 from aggregator.records import Arrival, DeviceRecord, RetrainRequest
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.profile import empty_profile
 from tests.support.fleet import (
     FLEET,
     MODEL,
@@ -34,6 +34,26 @@ DRIFT = DriftConfig(attributes=("wrist",), horizon_rows=400, baseline_looks=3, b
 ROWS = 200
 
 
+ARRIVALS: dict[tuple[object, ...], Arrival] = {}
+"""What fleets have sent, for the next fleet that sends the same."""
+
+
+def arrival(tiny, digest, name, seq, shift, right, judged):
+    """A window of `ROWS` rows that the model ``tiny`` has answered."""
+    rng = np.random.default_rng([seq, *name.encode()])
+    rows = rng.normal(size=(ROWS, len(NAMES))).astype(np.float32)
+    rows[:, 0] += np.float32(shift)
+    w = window(
+        name,
+        seq,
+        model=digest,
+        profile=tiny_count(tiny, rows),
+        labelled=100,
+        correct=int(100 * right) + int(rng.integers(-3, 4)),
+    )
+    return Arrival(window=w, payload=encode(w), judged=judged)
+
+
 class Fleet:
     """Devices that count rows and a monitor that judges them."""
 
@@ -45,6 +65,7 @@ class Fleet:
             registry=folder / "registry",
             drift=drift,
             retrain=RetrainConfig(command=command),
+            alarms=AlarmsConfig(mqtt=True),
         )
         self.tiny, self.digest = publish_artifact(folder / "registry")
         self.devices = {}
@@ -56,8 +77,7 @@ class Fleet:
         self.windows = Windows(self.config.windows_path)
         self.ledger = Ledger(self.config.ledger_path)
         self.registry = Registry(self.config.registry)
-        self.told: list[AlarmEvent] = []
-        self.monitor = Monitor(self.config, self.windows, self.ledger, self.registry, self.told.append)
+        self.monitor = Monitor(self.config, self.windows, self.ledger, self.registry)
 
     def close(self):
         self.windows.close()
@@ -79,24 +99,18 @@ class Fleet:
         self.close()
         self.open()
 
+    def arrival(self, *what):
+        """The same for all fleets: they count rows for the same artifact."""
+        if (self.digest, *what) not in ARRIVALS:
+            ARRIVALS[self.digest, *what] = arrival(self.tiny, self.digest, *what)
+        return ARRIVALS[self.digest, *what]
+
     def send(self, *names, shift=0.0, windows=2, right=0.8, judged=True):
         """Each device sends ``windows`` windows of `ROWS` rows."""
         for _ in range(windows):
             self.seq += 1
-            for name in names:
-                rng = np.random.default_rng([self.seq, *name.encode()])
-                rows = rng.normal(size=(ROWS, len(NAMES))).astype(np.float32)
-                rows[:, 0] += np.float32(shift)
-                w = window(
-                    name,
-                    self.seq,
-                    model=self.digest,
-                    profile=tiny_count(self.tiny, rows),
-                    labelled=100,
-                    correct=int(100 * right) + int(rng.integers(-3, 4)),
-                )
-                arrival = Arrival(window=w, payload=encode(w), judged=judged)
-                assert self.windows.append([arrival], [], [], self.now).stored == 1
+            sent = [self.arrival(name, self.seq, shift, right, judged) for name in names]
+            assert self.windows.append(sent, [], [], self.now).stored == len(names)
 
     def check(self):
         self.now += 10 * SECOND
@@ -110,6 +124,14 @@ class Fleet:
         """Looks that are the devices' past."""
         for _ in range(self.config.drift.baseline_looks):
             self.look(*names)
+
+    def told(self):
+        """What waits to be told, as it will be."""
+        return [json.loads(telling.text) for telling in self.ledger.tellings()]
+
+    def forget_told(self):
+        with self.ledger.transaction():
+            self.ledger.put_told([telling.number for telling in self.ledger.tellings()])
 
     def incidents(self, *, closed=False):
         """(cohort, column, kind) of the incidents that are open, or that were closed."""
@@ -241,7 +263,7 @@ def test_a_fleet_like_the_training_is_stable_and_its_first_looks_are_its_past(fl
     assert {kind for _, kind in later} >= {"skew", "drift", "sensor", "prediction", "performance"}
     assert fleet.ledger.first_looks(fleet.digest) == kept
     assert fleet.incidents() == fleet.incidents(closed=True) == set()
-    assert fleet.told == []
+    assert fleet.told() == []
 
 
 def test_a_moved_cohort_warns_then_opens_incidents_and_asks_once_for_a_better_model(fleet):
@@ -285,26 +307,44 @@ def test_newcomers_that_are_worse_do_not_get_used_to_it(fleet):
     assert fleet.incidents(closed=True) == set()
 
 
+def test_a_device_all_of_whose_rows_are_refused_is_judged(fleet):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    for _ in range(3):
+        dead = replace(
+            fleet.arrival(LEFT[0], fleet.seq, 0.0, 0.8, True).window,
+            seq=fleet.seq + 1000,
+            seq_lo=fleet.seq + 1000,
+            profile=empty_profile(fleet.tiny.reference.spec, probabilities=True),
+            refused=(("missing", 2 * ROWS),),
+            labelled=0,
+            correct=0,
+        )
+        fleet.windows.append([Arrival(window=dead, payload=encode(dead), judged=True)], [], [], fleet.now)
+        fleet.look(*LEFT[1:])
+    assert ("fleet", "refused rows", "sensor") in fleet.incidents()
+
+
 def test_what_becomes_of_incidents_is_told_with_their_numbers(fleet):
     fleet.join(*LEFT)
     fleet.settle(*LEFT)
     for _ in range(2):
         fleet.look(*LEFT, shift=2.0, right=0.4)
-    opened = [e for e in fleet.told if e.what == "opened"]
-    assert {(e.alarm.cohort, e.alarm.feature or e.alarm.kind) for e in opened} >= {
+    opened = [e for e in fleet.told() if e["event"] == "opened"]
+    assert {(e["cohort"], e["feature"] or e["kind"]) for e in opened} >= {
         ("fleet", "a"),
         ("fleet", "performance"),
     }
     rows = {row["id"]: row for row in fleet.ledger.table("incidents")}
-    assert all(rows[e.number]["kind"] == e.alarm.kind for e in opened)
+    assert all(rows[e["incident"]]["kind"] == e["kind"] for e in opened)
     for _ in range(4):
         fleet.look(*LEFT)
-    closed = [e for e in fleet.told if e.what == "closed"]
-    assert {e.number for e in closed} == {e.number for e in opened} == set(rows)
+    closed = [e for e in fleet.told() if e["event"] == "closed"]
+    assert {e["incident"] for e in closed} == {e["incident"] for e in opened} == set(rows)
     assert fleet.incidents() == set()
     audited = [row["what"] for row in fleet.ledger.table("audit") if "incident" in row["what"]]
     assert audited[::-1] == [
-        f"{e.what} incident {e.number}: {e.alarm.kind} of {e.alarm.cohort}" for e in fleet.told
+        f"{e['event']} incident {e['incident']}: {e['kind']} of {e['cohort']}" for e in fleet.told()
     ]
 
 
@@ -413,7 +453,7 @@ class PowerCut(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", ["put_look", "put_traces", "put_retrain"])
+@pytest.mark.parametrize("at", ["put_look", "put_traces", "put_tellings", "put_retrain"])
 def test_what_fails_between_a_look_and_its_commit_is_judged_again_from_what_the_ledger_holds(
     tmp_path, monkeypatch, at
 ):
@@ -442,7 +482,7 @@ def test_what_fails_between_a_look_and_its_commit_is_judged_again_from_what_the_
     monkeypatch.setattr(broken.monitor, "check", until_it_holds)
     assert tell(broken, lambda it: None) == tell(whole, lambda it: None)
     assert cuts.count(0) == cuts.count(1) > 0
-    assert broken.told == whole.told
+    assert broken.told() == whole.told()
     whole.close()
     broken.close()
 
@@ -466,7 +506,7 @@ def test_an_incident_retires_when_the_fleet_serves_another_artifact(fleet, resta
     worsen(fleet)
     open_ones = fleet.incidents()
     assert open_ones
-    fleet.told.clear()
+    fleet.forget_told()
     if restarted:
         fleet.again()
     fleet.join(*LEFT[:9], serving=B)
@@ -479,8 +519,7 @@ def test_an_incident_retires_when_the_fleet_serves_another_artifact(fleet, resta
     assert {row["closed_why"] for row in fleet.ledger.table("incidents")} == {
         "no online device of the cohort serves the artifact any more"
     }
-    assert {e.what for e in fleet.told} == {"closed"}
-    assert len(fleet.told) == len(open_ones)
+    assert [e["event"] for e in fleet.told()] == ["closed"] * len(open_ones)
     assert "drifted" not in {v.outcome for v in fleet.ledger.verdicts()}
     fleet.join(*LEFT)
     fleet.look(*LEFT, shift=2.0, right=0.4)  # and back again: it begins anew

@@ -30,7 +30,8 @@ def test_what_stands_is_counted(tmp_path):
             )
             ledger.put_traces(A, MODEL, traces, NOW)
             ledger.put_traces(A, MODEL, (Trace(cohort="fleet", key="z"),), NOW)
-            wish = RetrainRequest(model=MODEL, digest=A, cohort="fleet", at_ns=NOW, why="", document="{}")
+            unread = "every device's histograms: too long to be read to be counted"
+            wish = RetrainRequest(model=MODEL, digest=A, cohort="fleet", at_ns=NOW, why="", document=unread)
             ledger.put_retrain(wish, "waiting")
             ledger.put_track(Track(cohort=RELEASE.cohort, model=MODEL, release=RELEASE, rollout=ROLLOUT))
         put(windows, window("dev-1", rows=20))

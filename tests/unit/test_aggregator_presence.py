@@ -140,3 +140,16 @@ def test_every_message_twice_is_every_message_once(words):
     once = play(*statuses)
     twice = play(*(s for status in statuses for s in (status, status)))
     assert replace(once, last_seen_ns=0) == replace(twice, last_seen_ns=0)
+
+
+def test_who_sends_a_lot_is_not_written_down_anew_each_time():
+    record = presence.heard(play(birth()), NOW)
+    assert record.last_seen_ns == NOW
+    assert presence.heard(record, NOW + SECOND - 1) is record
+    assert presence.heard(record, NOW + SECOND).last_seen_ns == NOW + SECOND
+    assert presence.heard(record, NOW - 1).last_seen_ns == NOW - 1  # the clock was set back
+
+
+def test_doubt_ends_however_recently_the_device_was_heard():
+    doubted = play(birth(), death(session=OTHER_SESSION))
+    assert not presence.heard(replace(doubted, last_seen_ns=NOW), NOW + 1).doubted_ns

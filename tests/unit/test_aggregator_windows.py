@@ -11,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.adapters.windows import MAX_LETTER_BYTES, Windows
+from aggregator.adapters.windows import MAX_LETTER_BYTES, VERSION, Windows
 from aggregator.adapters.windows.append import latency_text
 from aggregator.adapters.windows.intervals import EVENTS, Interval, compact
+from aggregator.adapters.windows.labels import REACHED
 from aggregator.records import Selection
 from aggregator.stores import WindowStore
 from edge_runtime.contract.codec import latency_body
 from edge_runtime.contract.errors import ConfigError
 from tests.support import strategies as our
-from tests.support.fleet import NOW, OTHER_SESSION, SECOND, event, window
+from tests.support.fleet import NOW, OTHER_SESSION, SECOND, event, labels, window
 from tests.support.window_kit import LETTER_BYTES, LETTERS, WindowKit, of_other, prune, put
+
+HOUR = 3600 * SECOND
 
 
 class TestFile(WindowKit):
@@ -49,7 +52,9 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=9")
     db.close()
-    with pytest.raises(ConfigError, match="schema version 9 is not 3: it was written by a newer skiff"):
+    with pytest.raises(
+        ConfigError, match=f"schema version 9 is not {VERSION}: it was written by a newer skiff"
+    ):
         Windows(path)
 
 
@@ -120,6 +125,53 @@ def test_a_lost_number_stays_a_gap_until_it_comes(tmp_path):
         assert put(store, window(seq=3)).stored == 1
         prune(store, NOW + 1)
     assert intervals(path) == [("tiny", 1, 5)]
+
+
+# ── what labels cost ───────────────────────────────────────────────────────────────────────────────────
+
+
+def told(store, count, *, first=0, end_ns=NOW):
+    """Puts an hour's labels of ``dev-1`` each, the last of which ends at ``end_ns``; numbered by their first second."""
+    hours = [end_ns - k * HOUR for k in range(first + count, first, -1)]
+    given = [labels(seq=start // SECOND, start_ns=start, seconds=3600) for start in hours]
+    return store.append([], [], [], NOW, labels=given)
+
+
+def work(store, perform):
+    """How many thousands of SQLite's own steps ``perform`` takes."""
+    steps: list[None] = []
+    store._db._db.set_progress_handler(lambda: steps.append(None), 1000)
+    perform()
+    store._db._db.set_progress_handler(None, 0)
+    return len(steps)
+
+
+def test_a_window_does_not_look_through_all_labels_of_its_device(tmp_path):
+    found = []
+    for many in (100, 3000):
+        with closing(Windows(tmp_path / f"{many}.sqlite")) as store:
+            told(store, many)
+            store.append([], [], [], NOW, labels=[labels("dev-2", start_ns=NOW, seconds=86_400)])
+            found.append(work(store, lambda: put(store, *(window(seq=seq) for seq in range(1, 101)))))
+    assert found[1] <= found[0] + 5  # 3000 labels times 100 windows took 5000 more
+
+
+def test_rolling_up_labels_does_not_write_all_numbers_of_their_source_again(tmp_path):
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        told(store, 250)
+        took = [work(store, lambda: prune(store, NOW + 1))]
+        for k in range(1, 12):
+            told(store, 250, first=250 * k)
+            took.append(work(store, lambda: prune(store, NOW + 1)))
+        assert took[-1] <= 1.5 * took[0] + 5
+        assert told(store, 3000).labels == 0  # each of them is known still
+    assert len(intervals(tmp_path / "windows.sqlite")) == 3000
+
+
+def test_labels_find_their_windows_without_reading_those_of_other_times(tmp_path):
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        plan = store._db.rows(f"EXPLAIN QUERY PLAN {REACHED}", ("d" * 64, "dev-1", 1, 2, 1))
+    assert any("COVERING INDEX windows_by_stream" in row[3] for row in plan)
 
 
 MODELS = ("a", "b", EVENTS)

@@ -94,7 +94,7 @@ def test_the_document_has_the_shape_that_was_promised(replayed):
     for window in found["windows"]:
         assert set(window) == {
             *("index", "start", "end", "devices", "rows", "features"),
-            *("refused", "accuracy", "estimated_accuracy"),
+            *("refused", "accuracy", "estimated_accuracy", "estimate_error", "estimate_error_half"),
         }
         assert (window["devices"], window["rows"], window["refused"]) == (DEVICES, DEVICES * ROWS, {})
         assert list(window["features"]) == NAMES
@@ -135,6 +135,14 @@ def test_the_accuracy_is_that_of_the_labels(replayed, files):
     np.testing.assert_allclose(found, expected)
 
 
+def test_the_estimates_error_is_estimate_minus_truth_over_devices(replayed):
+    for window in json.loads(replayed.stdout)["windows"]:
+        # Every device has as many rows and labels as any other here, so means over devices are means over rows.
+        error = window["estimated_accuracy"] - window["accuracy"]
+        assert window["estimate_error"] == pytest.approx(error, abs=1e-12)
+        assert 0 < window["estimate_error_half"] < 0.2
+
+
 def test_a_csv_file_gives_the_same_as_a_parquet_file(files, replayed):
     done = run(
         files, "--window", "rows:100", "--labels", "label", "--reference", files.good, "--json",
@@ -163,13 +171,18 @@ def test_a_person_is_told_the_alarms_first_and_a_page_shows_them(files, tmp_path
     lines = done.stdout.splitlines()
     assert lines[0].startswith(("page", "ticket"))
     assert any(re.match(r"(page|ticket) +drift of heat  windows [89] to the end, ", line) for line in lines)
-    assert re.search(r"^ 11 +03-01 11:00 +20 +2000 +0\.\d{3} +heat 0\.\d\d", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^ 11 +03-01 11:00 +20 +2000 +0\.\d{3} +[+-]0\.\d{3} ± 0\.\d{3} +heat 0\.\d\d",
+        done.stdout,
+        re.MULTILINE,
+    )
     assert f"wrote {page}" in done.stderr
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 3
     assert "src=" not in text
     for word in ("What moved when", "Before and after", "Accuracy", "drift", "heat", "pump-00"):
         assert word in text
+    assert "pump-00, pump-01 and 18 more" in text
 
 
 def test_rows_that_the_model_refuses_are_counted_and_do_not_stop_it(files, tmp_path):

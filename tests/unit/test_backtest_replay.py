@@ -1,5 +1,7 @@
 """Raw rows become the windows that devices would have sent: what the runtime counts, closed when the daemon closes."""
 
+import itertools
+import os
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -226,6 +228,35 @@ def test_models_without_one_label_are_replayed_too(tiny):
     device.run_by_rows([list(row) for row in rows], times, 20, [UNLABELLED] * 60)
     windows, _ = replay_devices(Engine(tiny.artifact), table_of(tiny, rows, times), EveryRows(20))
     assert list(windows[D]) == device.windows
+
+
+def test_the_model_is_a_few_devices_ahead_of_the_counting_and_no_more(monkeypatch):
+    tiny, devices = classifier(), 60
+    rows = np.random.default_rng(6).normal(size=(devices * 10, 3))
+    names = [f"d{i % devices:02}" for i in range(len(rows))]
+    table = table_of(tiny, rows, START + np.arange(len(rows)) * SECOND, names)
+    engine, asked = Engine(tiny.artifact), itertools.count(1)
+    run, last, counted = engine.run, 0, []
+
+    def asking(part):
+        nonlocal last
+        last = next(asked)
+        return run(part)
+
+    monkeypatch.setattr(engine, "run", asking)
+
+    def progress(_, done, whole):
+        assert whole == devices
+        assert last <= done + (os.cpu_count() or 1)  # what waits to be counted is held in memory
+        counted.append(done)
+
+    windows, _ = replay_devices(engine, table, EveryRows(5), progress)
+    assert counted == list(range(1, devices + 1))
+    assert list(windows) == [DeviceId(f"d{i:02}") for i in range(devices)]
+    for i in range(devices):
+        alone = table_of(tiny, rows[i::devices], table.times_ns[i::devices])
+        (found,) = replay_devices(engine, alone, EveryRows(5))[0].values()
+        assert [one.profile for one in windows[DeviceId(f"d{i:02}")]] == [one.profile for one in found]
 
 
 # ── slices ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,7 @@
 """Files of raw rows: what is read from them, and what is wrong with them, by file, column and row."""
 
+import gzip
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -232,6 +234,14 @@ def test_an_option_that_names_nothing(tmp_path, columns, message):
         read_table(parquet(tmp_path), MANIFEST, columns)
 
 
+def test_columns_are_read_side_by_side_and_the_first_that_is_wrong_is_named(tmp_path):
+    wrong = {"device": ["a", None, "b"], "a": ["1", "two", "3"], "truth": [1, 2, 1]}
+    late = {"time": pa.array([NOON, NOON, None])}
+    for name, changes in (("time", late | wrong), ("device", wrong), ("a", wrong | {"device": ["x"] * 3})):
+        with pytest.raises(InputError, match=rf"column {name!r}, row"):
+            read_table(parquet(tmp_path, **changes), MANIFEST, LABELLED)
+
+
 def test_labels_of_another_model(tmp_path):
     with pytest.raises(InputError, match="holds 1, 2, none of which the model knows; its labels are 'low'"):
         read_table(parquet(tmp_path, truth=[1, 2, 1]), MANIFEST, LABELLED)
@@ -263,6 +273,45 @@ def test_a_file_that_is_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(InputError, match=r"none\.parquet: cannot be read"):
         read_table(tmp_path / "none.parquet", MANIFEST, COLUMNS)
     with pytest.raises(
-        ConfigError, match=r"rows\.xlsx: is of no known kind; rows are read from \.parquet and \.csv"
+        ConfigError, match=r"rows\.xlsx: is of no known kind; rows are read from \.parquet, \.csv, \.csv\.gz"
     ):
         read_table(tmp_path / "rows.xlsx", MANIFEST, COLUMNS)
+
+
+# ── what people have ───────────────────────────────────────────────────────────────────────────────────
+
+LINES = "device,time,a,b,c\np1,2026-03-01T12:00:00Z,1,2,3\np0,2026-03-01T13:00:00+02:00,4,5,6\n"
+
+
+def test_a_csv_file_may_be_compressed(tmp_path):
+    plain = read_table(csv(tmp_path, LINES), MANIFEST, COLUMNS)
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(("\ufeff" + LINES).encode()))
+    found = read_table(path, MANIFEST, COLUMNS)
+    assert found.devices == plain.devices == ("p0", "p1")
+    assert found.times_ns.tolist() == plain.times_ns.tolist()
+    assert found.values.tolist() == plain.values.tolist()
+
+
+@pytest.mark.parametrize("kept", [5, 20, 60])
+def test_a_compressed_file_that_ends_too_soon_or_is_none(tmp_path, kept):
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(LINES.encode())[:kept])
+    with pytest.raises(InputError, match=r"rows\.csv\.gz: "):
+        read_table(path, MANIFEST, COLUMNS)
+    path.write_text(LINES, encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.csv\.gz: cannot be read"):
+        read_table(path, MANIFEST, COLUMNS)
+
+
+@pytest.mark.parametrize("other", [";", "\t"])
+def test_columns_that_are_not_set_apart_by_commas(tmp_path, other):
+    with pytest.raises(InputError, match=r"its columns are set apart by .*; save it with commas"):
+        read_table(csv(tmp_path, LINES.replace(",", other)), MANIFEST, COLUMNS)
+
+
+def test_labels_that_are_numbers_may_be_written_as_text(tmp_path):
+    whole = replace(MANIFEST, labels=(0, 1, 2))
+    found = read_table(parquet(tmp_path, truth=["2", "0", "7"]), whole, LABELLED)
+    assert found.truth is not None
+    assert found.truth.tolist() == [2, 0, OTHER_LABEL]

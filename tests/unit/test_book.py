@@ -30,7 +30,7 @@ SURE = Finding(
 UNSURE = replace(SURE, kind="skew", at_once=False)
 CLOSE = replace(SURE, moved=False, p=0.1)
 CALM = replace(CLOSE, clear=True, p=0.9)
-SENSOR = replace(SURE, kind="sensor", devices=DEVICES[:1], why="d0 is odd")
+SENSOR = replace(SURE, kind="sensor", devices=DEVICES[:1], why="d0 is odd", one_by_one=True)
 EFFECT = replace(SURE, kind="prediction", key="the predictions", feature=None, grave=True)
 
 

@@ -97,7 +97,8 @@ def all_good(findings):
 # ── the whole ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_device_in_order_has_no_complaint(configured):
+def test_a_device_in_order_has_no_complaint(configured, monkeypatch):
+    monkeypatch.setattr(storage, "VOLATILE", frozenset())  # the tests' own folders may be in memory
     asked = []
 
     def connect(broker, client_id, _):

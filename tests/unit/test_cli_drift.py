@@ -65,7 +65,7 @@ WORSE = Trace(cohort="wrist=left", key="the accuracy", streak=2, alarm=replace(O
 def test_before_the_first_look_there_is_nothing_to_show(site):
     done = site.run("drift")
     assert (done.stdout, done.stderr) == ("", "nothing stands yet for an artifact that a device serves\n")
-    assert site.data("drift") == {"verdicts": [], "incidents": []}
+    assert site.data("drift") == {"verdicts": [], "incidents": [], "accuracy": []}
 
 
 def test_drift_shows_what_stands_and_below_it_what_is_open(site):

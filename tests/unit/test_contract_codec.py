@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract import ids, messages
-from edge_runtime.contract.codec import HEALTH, MAX_ITEMS, MAX_MESSAGE_BYTES, WINDOW, decode, encode
+from edge_runtime.contract.codec import (
+    HEALTH,
+    MAX_ITEMS,
+    MAX_LABELLED,
+    MAX_MESSAGE_BYTES,
+    WINDOW,
+    decode,
+    encode,
+)
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.latency import observe_ns
 from edge_runtime.contract.packing import IN_STEP, pack_counts, pack_planes, unpack_counts
@@ -45,7 +53,7 @@ def envelope(**changes):
         (envelope(major=0), "contract version 0"),
         (envelope(major=True), "contract version True"),
         (envelope(major=1.0), "contract version 1.0"),
-        (envelope(kind=8), "unknown kind 8"),
+        (envelope(kind=9), "unknown kind 9"),
         (envelope(kind=True), "unknown kind True"),
         (envelope(kind=[]), "unknown kind []"),
         (envelope(device=3), "device and session must be text"),
@@ -95,6 +103,43 @@ def test_all_fields_of_a_body_that_came_later_have_defaults():
 def test_encode_refuses_what_decode_would(changes, problem):
     with pytest.raises(ContractError, match=problem):
         encode(replace(values.WINDOW, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"correct": 121}, r"labels\.correct: 121 is more than the 120 labelled rows"),
+        ({"correct": -1}, r"labels\.correct: -1 is outside"),
+        ({"labelled": 0, "correct": 0}, r"labels\.labelled: 0 is outside \[1, "),
+        ({"labelled": MAX_LABELLED + 1}, r"labels\.labelled: 4294967297 is outside"),
+        ({"end_ns": values.LABELS.start_ns - 1}, r"labels\.end"),
+        ({"end_ns": 2**63}, r"labels\.end"),
+        ({"start_ns": -1}, r"labels\.start"),
+        ({"source": "a/b"}, "'a/b' is not a source's name"),
+        ({"source": "+"}, r"'\+' is not a source's name"),
+        ({"model": ""}, "'' is not a model name"),
+        ({"digest": "aa"}, "'aa' is not a SHA-256 digest"),
+        ({"device": "#"}, "'#' is not a device name"),
+    ],
+)
+def test_labels_that_no_source_may_tell_are_refused(changes, problem):
+    with pytest.raises(ContractError, match=problem):
+        encode(replace(values.LABELS, **changes))
+
+
+def test_labels_of_one_moment_and_of_the_largest_counts_are_read():
+    one = replace(
+        values.LABELS, end_ns=values.LABELS.start_ns, labelled=MAX_LABELLED, correct=0, seq=2**63 - 1
+    )
+    assert decode(encode(one)) == one
+
+
+@pytest.mark.parametrize("name", ["source", "model", "digest", "start", "end", "labelled", "correct"])
+def test_no_field_of_labels_may_be_missing(name):
+    envelope = msgpack.unpackb(encode(values.LABELS))
+    del envelope[-1][name]
+    with pytest.raises(ContractError, match=rf"labels\.{name}: is missing"):
+        decode(msgpack.packb(envelope))
 
 
 def test_the_caps_of_encode_are_those_of_decode():

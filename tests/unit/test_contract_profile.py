@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.ids import LayoutId
 from edge_runtime.contract.profile import (
     FIXED_POINT,
     MAX_ROWS,
@@ -236,3 +237,13 @@ def test_columns_of_few_and_of_many_edges_are_counted_alike(sizes, n, odd):
     binner.observe(rows[: n // 3], np.zeros(n // 3, np.int64), top[: n // 3])
     binner.observe(rows[n // 3 :], np.zeros(n - n // 3, np.int64), top[n // 3 :])
     assert binner.take().counts.tolist() == one_by_one(spec, rows, top).tolist()
+
+
+def test_counts_known_to_be_good_are_taken_over_and_closed():
+    counts, sums = np.array([1, 2], np.int64), np.array([3], np.int64)
+    found = Profile.counted(LayoutId("a" * 16), 3, counts, sums)
+    assert found == Profile(layout=LayoutId("a" * 16), rows=3, counts=counts, sums=sums)
+    assert found.counts is counts
+    for array in (counts, sums):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 9

@@ -17,9 +17,12 @@ PAGES = (
     "docs/how-to/convert-a-pipeline.md",
     "docs/how-to/feed-rows.md",
     "docs/how-to/install-a-device.md",
+    "docs/how-to/late-labels.md",
     "docs/how-to/retrain.md",
     "docs/how-to/run-a-fleet.md",
+    "docs/explanation/calibration.md",
     "docs/explanation/how-it-decides.md",
+    "docs/explanation/real-data.md",
     "docs/explanation/speed.md",
 )
 

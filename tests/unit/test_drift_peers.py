@@ -1,14 +1,16 @@
 """The drift peers: what they are given, how they are counted, and what is said where they cannot run."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import drift_peer_child, drift_peers
+from benchmarks import drift_peer_child, drift_peers, environments, label_free, run_cache
 from benchmarks.drift_peers import START, WINDOWS, Case
+from benchmarks.run_cache import Cache
 
 
 def test_fifteen_drift_free_fleets_and_eighteen_shifts():
@@ -42,6 +44,17 @@ def test_the_pooled_test_finds_a_shift_and_answers_as_the_peers_do(tmp_path, mon
     assert not any("f7" in named for named in found["windows"][:START])
 
 
+LABEL_FREE = {
+    "change": "nothing",
+    "fleets": 2,
+    "before": 0.8,
+    "after": 0.75,
+    "apart": 2e-8,
+    "skiff": {"before": 0.004, "after": 0.0051, "bias": 0.0, "alerted": 1},
+    "nannyml": {"reason": "not installed: no network"},
+}
+
+
 def named(*windows):
     found: list[set[str]] = [set() for _ in range(WINDOWS)]
     for window, column in windows:
@@ -69,11 +82,10 @@ def test_any_column_in_any_window_of_a_drift_free_fleet_is_an_alarm():
     scored = drift_peers.score(todo, answers)
     assert (scored["alarmed"]["count"], scored["alarmed"]["runs"]) == (1, 2)
     assert (scored["found"]["count"], scored["found"]["runs"]) == (1, 1)
-    text = drift_peers.table(
-        [{"peer": "skiff", **scored}, {"peer": "other", "reason": "not installed: no network"}]
-    )
-    assert text[2].startswith("| skiff | 1 of 2 (1% to 99%) | 1 of 1")
-    assert text[3] == "| other | not installed: no network | - |"
+    rows = [{"peer": "skiff", **scored}, {"peer": "other", "reason": "not installed: no network"}]
+    text = drift_peers.markdown({"drift": rows, "label_free": [LABEL_FREE]})
+    assert "\n| skiff | 1 of 2 (1% to 99%) | 1 of 1" in text
+    assert "\n| other | not installed: no network | - |\n" in text
 
 
 @pytest.mark.slow  # makes a virtual environment
@@ -81,7 +93,7 @@ def test_without_the_packages_it_says_why_and_tries_again_next_time(tmp_path, mo
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    found = drift_peers.environment("whylogs", tmp_path)
+    found = environments.environment("whylogs", tmp_path)
     assert isinstance(found, str)
     assert found.startswith("not installed: ERROR: ")
     assert not (tmp_path / "whylogs" / "pins.sha256").exists()
@@ -96,19 +108,101 @@ def test_an_environment_is_kept_while_its_pins_stay(tmp_path, monkeypatch):
 
     monkeypatch.setattr("venv.create", create)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
-    first = drift_peers.environment("whylogs", tmp_path)
-    assert first == drift_peers.environment("whylogs", tmp_path) == tmp_path / "whylogs" / "bin" / "python"
+    first = environments.environment("whylogs", tmp_path)
+    assert first == environments.environment("whylogs", tmp_path) == tmp_path / "whylogs" / "bin" / "python"
     assert len(made) == 1
 
 
 def test_a_peer_that_breaks_is_reported_with_its_last_words(tmp_path):
     (tmp_path / "fleet").mkdir()
     with pytest.raises(RuntimeError, match=r"scipy failed: FileNotFoundError: .*reference\.parquet"):
-        dict(drift_peers.ask(sys.executable, "scipy", tmp_path))
+        list(environments.ask(sys.executable, "scipy", tmp_path))
 
 
 def test_pins_name_each_peer():
     for peer in drift_peers.PEERS:
-        pins = (drift_peers.HERE / "peer_environments" / f"{peer}.txt").read_text()
+        pins = (environments.HERE / "peer_environments" / f"{peer}.txt").read_text()
         assert f"\n{peer}==" in pins
         assert "@" not in pins
+
+
+def test_a_killed_comparison_asks_only_for_what_is_missing(tmp_path, monkeypatch):
+    todo = (Case("iid", "", 1), Case("iid", "mean", 2))
+    asked = []
+
+    def ask(_python, peer, _folder, names):
+        asked.append((peer, list(names)))
+        yield {"fleet": names[0], "windows": [["f7"]], "seconds": 1.0}
+        if len(asked) == 1:
+            raise RuntimeError(f"{peer} failed: killed")
+
+    monkeypatch.setattr(drift_peers, "ask", ask)
+    monkeypatch.setattr(drift_peers, "write", lambda _case, folder: folder.mkdir())
+    first = drift_peers.answers("scipy", todo, tmp_path, tmp_path, Cache(tmp_path / "runs", "a"))
+    assert first == "scipy failed: killed"
+    again = drift_peers.answers("scipy", todo, tmp_path, tmp_path, Cache(tmp_path / "runs", "a"))
+    assert again == {case.name: [{"f7"}] for case in todo}
+    assert asked == [("scipy", [case.name for case in todo]), ("scipy", [todo[1].name])]
+
+
+def test_answers_of_peers_outlive_a_change_of_the_engine_and_skiffs_own_do_not(tmp_path, monkeypatch):
+    before = drift_peers.others(), drift_peers.engine()
+    tree = tmp_path / "tree"
+    for package in ("aggregator", "edge_runtime", "benchmarks", "tests/simulators"):
+        shutil.copytree(run_cache.TREE / package, tree / package)
+    monkeypatch.setattr(run_cache, "TREE", tree)
+    assert (drift_peers.others(), drift_peers.engine()) == before
+    with (tree / "aggregator" / "core" / "evidence.py").open("a") as file:
+        file.write("\nCHANGED = 1\n")
+    assert drift_peers.others() == before[0]
+    assert drift_peers.engine() != before[1]
+
+
+def test_the_estimate_from_sums_is_the_one_from_raw_scores_and_right_while_scores_are():
+    honest = label_free.skiff(label_free.Case("the world: inputs closer together", 1))
+    sure = label_free.skiff(label_free.Case("scores too sure, nothing", 1))
+    assert honest["apart"] < 1e-6
+    assert sure["apart"] < 1e-6
+    errors = np.abs(np.subtract(honest["estimates"], honest["truth"]))
+    assert errors.max() < 0.04  # of 2,000 rows
+    assert np.mean(honest["truth"][:START]) - np.mean(honest["truth"][START:]) > 0.05
+    assert np.subtract(sure["estimates"], sure["truth"]).mean() > 0.05
+    assert any(honest["alerts"][START:])
+    assert not any(sure["alerts"])
+
+
+def test_estimates_are_held_against_the_truth_and_nannyml_where_it_can_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_free, "CHANGES", {"nothing": (None, 1.0)})
+    monkeypatch.setattr(label_free, "environment", lambda *_: "not installed: no network")
+    truth = [0.8] * 5 + [0.7] * 5
+    mine = {"truth": truth, "estimates": [0.81] * 10, "apart": 1e-9, "alerts": [False] * 9 + [True]}
+    monkeypatch.setattr(label_free, "skiff", lambda *_: mine)
+    (row,) = label_free.run(cache=tmp_path, runs=tmp_path / "runs", seeds=2)
+    assert row["skiff"] == {"before": 0.01, "after": 0.11, "bias": 0.11, "alerted": 2}
+    assert row["nannyml"] == {"reason": "not installed: no network"}
+    asked = []
+
+    def ask(_python, peer, _folder, names):
+        asked.append((peer, len(names)))
+        for name in names:
+            yield {"fleet": name, "windows": [[0.8, True]] * 10}
+
+    monkeypatch.setattr(label_free, "environment", lambda *_: tmp_path)
+    monkeypatch.setattr(label_free, "ask", ask)
+    for _ in range(2):
+        (row,) = label_free.run(cache=tmp_path, runs=tmp_path / "runs", seeds=2)
+    assert asked == [("cbpe", 2)]
+    assert row["nannyml"] == {"before": 0.0, "after": 0.1, "bias": 0.1, "alerted": 0}
+    text = label_free.table([row])
+    assert text[2] == "| nothing | 0.800 to 0.700 | 0.1100 | 0.1000 | 2 of 2 | 0 of 2 |"
+
+
+def test_the_rows_of_an_estimate_are_written_as_a_peer_reads_them(tmp_path):
+    case = label_free.Case("the answer changes", 1)
+    found = label_free.skiff(case, tmp_path / "000")
+    reference, data = (pq.read_table(tmp_path / "000" / f"{name}.parquet") for name in ("reference", "data"))
+    assert reference.column_names == data.column_names == ["window", "score", "prediction", "label"]
+    right = (np.asarray(data["prediction"]) == np.asarray(data["label"])).reshape(WINDOWS, -1).mean(axis=1)
+    np.testing.assert_allclose(right, found["truth"])
+    assert ((np.asarray(data["score"]) > 0.5) == np.asarray(data["prediction"])).all()
+    assert right[:START].mean() - right[START:].mean() > 0.05

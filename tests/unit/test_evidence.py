@@ -23,7 +23,7 @@ EVERYBODY = np.arange(24)
 
 def fleet_test(votes, *, level=1.0, samples=299, seed=0):
     """The fleet's test of votes (n, K) on the inputs, with a past in which nothing is common."""
-    found = replace(NOW, away=votes, noise=np.ones_like(votes), devices=NOW.devices[: len(votes)])
+    found = replace(NOW, away=votes, variance=np.ones_like(votes), devices=NOW.devices[: len(votes)])
     return judge_fleet(
         found,
         np.arange(len(votes)),
@@ -85,7 +85,7 @@ def test_a_liar_has_one_capped_vote():
     shifts = []
     for lie in (VOTE, 1e6):
         votes = np.concatenate([honest, np.full((1, COMPONENTS.size), lie)])
-        found = replace(NOW, away=votes, noise=np.ones_like(votes), devices=NOW.devices[:17])
+        found = replace(NOW, away=votes, variance=np.ones_like(votes), devices=NOW.devices[:17])
         shifts.append(fleet_statistic(found.votes))
         assert (found.votes.mean(axis=0) <= honest.mean(axis=0) + (VOTE + 4) / 17).all()
     np.testing.assert_array_equal(shifts[0], shifts[1])
@@ -136,8 +136,9 @@ def test_one_device_beyond_its_noise_is_found_alone():
     away = NOW.away.copy()
     at = int(np.flatnonzero(COMPONENTS.owners == 1)[5])
     away[7, at] += 0.9
-    beyond = device_test(away).beyond
-    assert np.argwhere(beyond).tolist() == [[7, at]]
+    found = device_test(away)
+    assert found.hit.tolist() == [7]
+    assert np.argwhere(found.beyond).tolist() == [[0, at]]
 
 
 def test_what_all_do_is_no_devices_own_doing():
@@ -148,13 +149,17 @@ def test_what_all_do_is_no_devices_own_doing():
 
 def test_less_than_the_floor_is_not_beyond_it_however_sure():
     quiet = replace(
-        NOW, away=np.zeros_like(NOW.away), noise=np.full_like(NOW.noise, 1e-6), grain=NOW.grain * 0
+        NOW,
+        away=np.zeros_like(NOW.away),
+        variance=np.full_like(NOW.variance, 1e-12),
+        grain=np.zeros_like(NOW.grain),
     )
     for size, expected in ((0.09, False), (0.11, True)):
         away = quiet.away.copy()
         away[3, 2] = size
         found = judge_devices(replace(quiet, away=away), PAST, FLOORS, against_fleet=False, level=0.01)
-        assert found.beyond[3, 2] == expected
+        assert found.hit.tolist() == [3] * expected
+        assert np.argwhere(found.beyond).tolist() == [[0, 2]] * expected
 
 
 def test_one_look_rarely_accuses_anybody():
@@ -170,5 +175,5 @@ def test_a_device_without_values_is_not_accused_of_a_shape():
     away = NOW.away.copy()
     away[index_of(NOW.devices[2]), COMPONENTS.owners == 0] = np.nan
     result = device_test(away)
-    assert not result.beyond[2].any()
+    assert 2 not in result.hit
     assert not np.isnan(result.u).any()

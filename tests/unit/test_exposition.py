@@ -12,8 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aggregator.adapters import exposition
 from aggregator.adapters.exposition import FIGURES, OF_FLEET, OF_PROCESS, Exposition
-from aggregator.records import CAUSES, Batch, Outlook, StoreFigures
+from aggregator.records import CAUSES, Accuracy, Batch, Outlook, SinkState, StoreFigures
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.ids import ModelName
+from tests.support.fleet import A
 
 DASHBOARDS = ("executive", "on-call", "debug")
 STORE = StoreFigures(
@@ -27,6 +29,7 @@ STORE = StoreFigures(
     dead_letters=6,
     dead_letters_ever=8,
 )
+SINKS = (SinkState("mqtt", 0, failing=False), SinkState("webhook", 3, failing=True))
 OUTLOOK = Outlook(
     known=10,
     online=9,
@@ -37,6 +40,23 @@ OUTLOOK = Outlook(
     retrains=(("waiting", 1),),
     rollouts=(("halted", 1),),
     latency=(("watch", 0.5, 2000.0), ("watch", 0.99, 5000.0)),
+    accuracies=(
+        Accuracy(
+            model=ModelName("watch"),
+            digest=A,
+            cohort="fleet",
+            devices=9,
+            labelled=500,
+            correct=400,
+            known=0.8,
+            half=0.03,
+            compared=8,
+            estimated=0.9,
+            estimated_half=0.01,
+            error=0.1,
+            error_half=0.02,
+        ),
+    ),
 )
 BATCH = Batch(
     messages=30,
@@ -114,16 +134,35 @@ def test_a_scraper_gets_what_was_counted(page):
     assert found["skiff_drift_incidents_open", (("kind", "sensor"), ("severity", "ticket"))] == 3
     assert found["skiff_rollouts", (("state", "halted"),)] == 1
     assert found["skiff_model_latency_seconds", (("model", "watch"), ("quantile", "0.99"))] == 5e-6
+    assert found["skiff_model_accuracy", (("model", "watch"),)] == 0.8
+    assert found["skiff_model_estimate_error", (("model", "watch"),)] == 0.1
+
+
+def test_the_page_shows_who_is_not_told_and_which_store_fails(page):
+    page.sinks(SINKS)
+    page.alarm("webhook", "failed")
+    page.store_error("intake")
+    found = scraped(page)
+    assert found["skiff_alarm_waiting", (("sink", "webhook"),)] == 3
+    assert found["skiff_alarm_sink_failing", (("sink", "webhook"),)] == 1
+    assert found["skiff_alarm_sink_failing", (("sink", "mqtt"),)] == 0
+    assert found["skiff_alarm_deliveries_total", (("end", "failed"), ("sink", "webhook"))] == 1
+    assert found["skiff_store_errors_total", (("part", "intake"),)] == 1
+    assert found["skiff_store_failing", (("part", "intake"),)] == 1
+    page.store("intake", failing=False)
+    assert scraped(page)["skiff_store_failing", (("part", "intake"),)] == 0
 
 
 def test_the_page_has_every_figure_and_no_other(page):
     page.fleet(OUTLOOK)
+    page.sinks(SINKS)
     assert {name for name, _ in scraped(page)} == set(sample_names())
 
 
 def test_who_does_not_lead_shows_no_fleet(page):
     page.fleet(OUTLOOK)
     page.fleet(None)
+    page.sinks(SINKS)
     found = {name for name, _ in scraped(page)}
     assert not found & {figure.name for figure in OF_FLEET}
     assert {figure.name for figure in OF_PROCESS if figure.kind != "histogram"} < found

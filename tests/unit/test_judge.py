@@ -11,6 +11,7 @@ from aggregator.config import DriftConfig
 from aggregator.core.judge import Judge
 from aggregator.looks import Look, Slice
 from edge_runtime.contract.ids import LayoutId
+from edge_runtime.contract.profile import empty_profile
 from tests.support.looks import CONFIG, Fault, index_of, judged, mapped, mean_sure, small, told
 
 MOVED = Fault("mean", 0.7, start=12, columns=(5,))
@@ -96,6 +97,41 @@ def test_one_of_few_devices_is_named_and_wishes_for_nothing():
     assert judge.wishes == ()
 
 
+def test_the_note_on_few_devices_says_in_how_many_looks_they_were_few():
+    fleet = small(devices=12, reference_windows=12, windows=6)
+    judge = Judge(fleet.info, CONFIG, looks=6, history=fleet.reference)
+    for one in mapped(fleet.slices, lambda k, r: None if k in {2, 4} and index_of(r.device) >= 7 - k else r):
+        judge.look(one)
+    assert any("2 of 6 looks had fewer than 10 devices with a past, at the least 3" in n for n in judge.notes)
+
+
+def test_a_device_all_of_whose_rows_are_refused_stays_in_the_look():
+    fleet = small(reference_windows=12, windows=6)
+    empty = empty_profile(fleet.spec, probabilities=True)
+    judge = Judge(fleet.info, CONFIG, looks=6, history=fleet.reference)
+
+    def dead(k, r):
+        if index_of(r.device) != 3 or k < 2:
+            return r
+        return replace(r, profile=empty, refused=(("missing", r.profile.rows),))
+
+    looks = [judge.look(one) for one in mapped(fleet.slices, dead)]
+    (alarm,) = judge.alarms
+    assert (alarm.kind, alarm.feature, alarm.opened_window) == ("sensor", None, 2)
+    assert alarm.devices == (fleet.device_ids[3],)
+    assert looks[2].devices == 40
+
+
+def test_a_fleet_that_refuses_everything_is_told_of():
+    fleet = small(reference_windows=12, windows=3)
+    empty = empty_profile(fleet.spec, probabilities=True)
+    judge = Judge(fleet.info, CONFIG, looks=3, history=fleet.reference)
+    for one in mapped(fleet.slices, lambda k, r: replace(r, profile=empty, refused=(("missing", 100),))):
+        judge.look(one)
+    (alarm,) = judge.alarms
+    assert (alarm.kind, alarm.opened_window, len(alarm.devices)) == ("quality", 0, 40)
+
+
 def test_too_few_for_skew_is_said():
     judge = judged(small(devices=6, windows=10))
     assert any("6 devices, 10 are needed to compare them with the training" in note for note in judge.notes)
@@ -113,13 +149,13 @@ def test_an_empty_look_changes_nothing():
 
 
 def test_newcomers_have_no_past_before_their_first_looks_are_over():
-    fleet = small(devices=50, windows=24)
+    fleet = small(devices=50, windows=36)
 
     def late(index, reading):
         return None if index_of(reading.device) >= 40 and index < 10 else reading
 
     fleet_of_forty = mapped(fleet.slices, late)
-    judge = Judge(fleet.info, CONFIG, looks=24)
+    judge = Judge(fleet.info, CONFIG, looks=36)
     for one in fleet_of_forty:
         judge.look(one)
         new = {r.device for past in judge.first_looks for r in past.readings if index_of(r.device) >= 40}
@@ -127,7 +163,7 @@ def test_newcomers_have_no_past_before_their_first_looks_are_over():
     of_newcomers = [
         one.index for one in judge.first_looks if any(index_of(r.device) >= 40 for r in one.readings)
     ]
-    assert of_newcomers == list(range(10, 18))
+    assert of_newcomers == list(range(10, 32))  # a day, as no cycle is known
     assert judge.alarms == ()
 
 
@@ -149,6 +185,24 @@ def test_newcomers_whose_answers_differ_are_found_before_they_have_a_past():
     newcomers = next(a for a in judge.alarms if a.kind == "prediction" and a.cohort == "site=new")
     assert {index_of(d) for d in newcomers.devices} == set(range(40, 50))
     assert "site=new" in {w.cohort for w in judge.wishes}
+
+
+@pytest.mark.parametrize(("labelled", "wishes"), [(False, 1), (True, 0)])
+def test_newcomers_without_a_cohort_wish_for_a_better_model_unless_it_is_right_about_them(labelled, wishes):
+    fleet = small(
+        devices=40,
+        labelled=labelled,  # the model is as right as ever
+        faults=(Fault("mean", 2.0, start=0, columns=(0,), devices=tuple(range(28, 40))),),
+    )
+    # Without groups the fleet as one, most of which is as ever, is no skew.
+    info = replace(fleet.info, reference=replace(fleet.info.reference, groups=()))
+    judge = Judge(info, CONFIG, looks=16)
+    for one in mapped(fleet.slices, lambda k, r: None if index_of(r.device) >= 28 and k < 10 else r):
+        judge.look(one)
+    inputs = [a for a in judge.alarms if a.kind == "skew"]
+    assert [(a.feature, {index_of(d) for d in a.devices}) for a in inputs] == [("f0", set(range(28, 40)))]
+    assert {a.kind for a in judge.alarms} >= {"prediction"}
+    assert ["f0" in wish.why for wish in judge.wishes] == [True] * wishes
 
 
 # ── incidents ──────────────────────────────────────────────────────────────────────────────────────────
@@ -191,6 +245,23 @@ def test_a_better_model_is_wished_for_when_inputs_persist_and_outputs_moved():
     assert (wish.window, wish.cohort) == (13, "fleet")
     assert "f0" in wish.why
     assert {"drift", "prediction"} <= {a.kind for a in judge.alarms}
+
+
+def test_predictions_that_move_where_the_truth_says_that_nothing_is_lost_wish_for_nothing():
+    def known(right):
+        def change(k, r):
+            return replace(r, labelled=1000, correct=right(k))
+
+        return change
+
+    fleet = small(faults=(EFFECT,), reference_windows=8)
+    for right, wishes in ((lambda k: 900, 0), (lambda k: 900 if k < 12 else 700, 1)):
+        history = mapped(fleet.reference, known(lambda k: 900))
+        judge = Judge(fleet.info, CONFIG, looks=fleet.windows, history=history)
+        for one in mapped(fleet.slices, known(right)):
+            judge.look(one)
+        assert "prediction" in {a.kind for a in judge.alarms}
+        assert len(judge.wishes) == wishes
 
 
 def test_harmless_drift_wishes_for_nothing():

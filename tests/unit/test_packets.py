@@ -105,3 +105,23 @@ def test_a_message_that_is_written_is_read_again(topic, payload, mqtt5):
 
 def test_an_acknowledgement_is_four_bytes():
     assert packets.puback_packet(0x1234) == b"\x40\x02\x12\x34"
+
+
+@given(st.binary(max_size=400), st.booleans(), st.integers(0, 5))
+def test_a_message_is_found_ahead_when_all_of_it_is_there(payload, mqtt5, before):
+    data = bytes(before) + packets.publish_packet("a/b", payload, mqtt5=mqtt5) + b"\x90\x03"
+    found = packets.message_ahead(data, before)
+    assert found is not None
+    begin, end = found
+    assert end == len(data) - 2
+    assert packets.read_message(data[before], data[begin:end], mqtt5=mqtt5) == Message(
+        "a/b", payload, False, 0
+    )
+    assert all(packets.message_ahead(data[:cut], before) is None for cut in range(end))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x90\x03\0\1\0", b"\x40\x02\0\1", b"\x30" + b"\x80" * 4 + b"\1" + bytes(9)]
+)
+def test_everything_else_ahead_is_left_to_paho(data):
+    assert packets.message_ahead(data, 0) is None

@@ -30,7 +30,7 @@ def test_the_mean_is_that_of_pooled_counts_and_the_noise_that_of_looks():
     np.testing.assert_allclose(found.usual[3], pooled)
     at = location(components, 2)
     away = np.stack([deviations(past, one).away[:, at] for one in fleet.slices])
-    noise = found.noise[:, at]
+    noise = np.sqrt(found.variance[:, at])
     assert away.std() == pytest.approx(noise.mean(), rel=0.1)
     assert noise.mean() == pytest.approx(0.1, rel=0.15)  # one over the root of a hundred rows
 
@@ -40,7 +40,7 @@ def test_rows_that_follow_each_other_make_more_noise_and_the_past_knows_how_much
     components, past = past_of(fleet)
     at = location(components, 0)
     away = np.stack([deviations(past, one).away[:, at] for one in fleet.slices])
-    noise = deviations(past, fleet.slices[0]).noise[:, at].mean()
+    noise = deviations(past, fleet.slices[0]).variance[:, at].mean() ** 0.5
     assert noise > 0.2  # independent rows: 0.1
     assert away.std() == pytest.approx(noise, rel=0.15)
     votes = np.stack([deviations(past, one).votes for one in fleet.slices])
@@ -57,7 +57,7 @@ def test_a_device_that_strays_more_than_others_has_more_noise():
     ]
     components = components_of(fleet.info)
     past = Past(components, looks)
-    noise = deviations(past, fleet.slices[0]).noise[:, location(components, 5)]
+    noise = np.sqrt(deviations(past, fleet.slices[0]).variance[:, location(components, 5)])
     assert noise[4] > 2.5 * np.delete(noise, 4).max()
     assert past.design_effects[4, 5] > 4
     assert np.delete(past.design_effects[:, 5], 4).max() < 3.5
@@ -68,14 +68,14 @@ def test_fewer_rows_are_noisier_and_more_are_not_believed_to_be_calmer():
     components, past = past_of(fleet)
     at = location(components, 1)
     one = fleet.slices[0]
-    usual = deviations(past, one).noise[0, at]
+    usual = deviations(past, one).variance[0, at] ** 0.5
     training = fleet.info.reference.total
     many = deviations(past, replace(one, readings=(replace(one.readings[0], profile=training),)))
-    assert many.noise[0, at] == pytest.approx(usual)
+    assert many.variance[0, at] ** 0.5 == pytest.approx(usual)
     few = small(seed=4, devices=10, rows=25, windows=1)
     assert few.spec.layout == fleet.spec.layout
     less = deviations(past, replace(one, readings=(few.slices[0].readings[0],)))
-    assert less.noise[0, at] == pytest.approx(2 * usual, rel=0.1)
+    assert less.variance[0, at] ** 0.5 == pytest.approx(2 * usual, rel=0.1)
 
 
 # ── cycles ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def test_devices_that_miss_looks_keep_a_past_and_one_look_is_none():
     assert len(past.devices) == 11
     found = deviations(past, fleet.slices[0])
     assert found.devices == (fleet.device_ids[0], *fleet.device_ids[2:])
-    assert not np.isnan(found.noise).any()
+    assert not np.isnan(found.variance).any()
     assert past.deviations([fleet.slices[0].readings[1]]) is None
 
 
@@ -185,3 +185,29 @@ def test_a_past_of_one_look_is_refused_and_one_without_devices_too():
     apart = mapped(fleet.reference, lambda k, r: r if index_of(r.device) % 2 == k % 2 else None)
     with pytest.raises(ValueError, match="no device has two looks"):
         Past(components, apart)
+
+
+def test_a_past_of_hours_believes_less_in_the_tails_of_what_moves_with_them():
+    def tails(looks, **traits):
+        """By how much more the tails of a plain column may vary over a long time than they did from look to look."""
+        fleet = small(seed=4, reference_windows=looks, windows=1, traits=Traits(**traits))
+        components, past = past_of(fleet)
+        variance = deviations(past, fleet.slices[0]).variance
+        mine = (components.owners == 5) & (components.nature == SHAPE) & (components.cells == 1)
+        return float(np.median((past.long_variance(variance) / variance)[:, mine]))
+
+    assert tails(8) < 1.5
+    assert tails(8, cycle=0.5) > 20.0
+    assert tails(30, cycle=0.5) < 3.0  # the cycle is known
+
+
+def test_devices_that_came_later_do_not_say_what_all_do_together():
+    fleet = small(seed=5, reference_windows=16, windows=1)
+    first = fleet.reference[:8]
+    late = mapped(fleet.reference[8:], lambda k, r: r if index_of(r.device) >= 34 else None)
+    both = Past(
+        components_of(fleet.info),
+        [*mapped(first, lambda k, r: r if index_of(r.device) < 34 else None), *late],
+    )
+    assert both.looks == 8
+    assert len(both.devices) == 40

@@ -1,4 +1,4 @@
-"""Accuracy where right answers are known."""
+"""What is counted beside the profiles: right answers, and rows that the model refuses."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from aggregator.core.components import components_of
-from aggregator.core.own_past import Terms
-from aggregator.core.truth import Truth, performance_finding
+from aggregator.core.own_past import REFUSED_SHARE, TRUTH_SHARE, Terms
+from aggregator.core.truth import REFUSED, Tallies, nothing_lost
 from aggregator.looks import Reading, Slice
 from edge_runtime.contract.ids import DeviceId
-from edge_runtime.contract.profile import empty_profile
+from edge_runtime.contract.profile import Profile, empty_profile
 from tests.support.looks import CONFIG, small
 
 FLEET = small(windows=1)
@@ -35,11 +35,18 @@ def look(index, rates, labelled=100, *, rng):
 
 def past(rng, devices=20, rate=0.8, looks=8):
     rates = np.clip(rng.normal(rate, 0.05, devices), 0.5, 0.95)
-    return rates, Truth([look(k, rates, rng=rng) for k in range(looks)], least=50)
+    return rates, Tallies(TERMS, [look(k, rates, rng=rng) for k in range(looks)])
 
 
-def judge(truth, one, level=1e-4):
-    return performance_finding(TERMS, truth, "fleet", one, level)
+def members(one):
+    return {"fleet": [r.device for r in one.readings]}
+
+
+def judge(tallies, one, level=1e-4, key="the accuracy"):
+    """The finding on the fleet as one, at ``level``; None where there is none."""
+    share = TRUTH_SHARE if key == "the accuracy" else REFUSED_SHARE
+    found = tallies.findings(one, members(one), 2.0 * level / share)
+    return next((f for f in found if f.key == key and not f.one_by_one), None)
 
 
 def test_a_drop_is_found_with_the_figures_that_say_so():
@@ -91,8 +98,8 @@ def test_too_little_truth_is_none():
     rates, truth = past(rng)
     assert judge(truth, look(9, rates, labelled=9, rng=rng)) is None
     assert judge(truth, look(9, rates[:1], rng=rng)) is None
-    little = Truth([look(0, rates, labelled=20, rng=rng)], least=50)
-    assert not little.known
+    little = Tallies(TERMS, [look(0, rates, labelled=20, rng=rng)])
+    assert not little.truth_known
     assert judge(little, look(9, rates, rng=rng)) is None
 
 
@@ -100,6 +107,90 @@ def test_answers_that_vary_from_look_to_look_need_more_of_a_drop():
     rng = np.random.default_rng(5)
     rates, calm = past(rng)
     swings = [0.1, -0.1, 0.08, -0.08, 0.1, -0.1, 0.05, -0.05]
-    wild = Truth([look(k, rates + s, rng=rng) for k, s in enumerate(swings)], least=50)
+    wild = Tallies(TERMS, [look(k, rates + s, rng=rng) for k, s in enumerate(swings)])
     one = look(9, rates - 0.08, rng=rng)
     assert judge(calm, one).p < 1e-4 < judge(wild, one).p
+
+
+def test_few_devices_are_judged_by_their_own_past_and_many_are_not():
+    rng = np.random.default_rng(6)
+    worse = np.array([0.0, 0.25, 0.0])
+    rates, few = past(rng, devices=3)
+    one = look(9, rates - worse, rng=rng)
+    (found,) = [f for f in few.findings(one, members(one), 0.01) if f.one_by_one]
+    assert (found.kind, found.feature, found.devices, found.moved) == ("performance", None, ("d1",), True)
+    assert "d1: accuracy is" in found.why
+    calm = look(10, rates, rng=rng)
+    (found,) = [f for f in few.findings(calm, members(calm), 0.01) if f.one_by_one]
+    assert found.clear
+    assert not found.moved
+    rates, many = past(rng, devices=20)
+    one = look(9, rates - np.append(worse, np.zeros(17)), rng=rng)
+    assert all(f.key == REFUSED for f in many.findings(one, members(one), 0.01) if f.one_by_one)
+
+
+def test_single_devices_are_rarely_accused():
+    rng = np.random.default_rng(7)
+    accused = 0
+    for _ in range(150):
+        rates, few = past(rng, devices=5)
+        one = look(9, rates, rng=rng)
+        accused += any(f.moved for f in few.findings(one, members(one), 0.5) if f.one_by_one)
+    assert accused <= 10  # the level of all devices together is 0.025
+
+
+def test_nothing_is_lost_only_where_the_truth_is_sure_of_it():
+    rng = np.random.default_rng(8)
+    rates, tallies = past(rng, looks=40)
+    sure = look(9, rates, labelled=2000, rng=rng)
+    names = members(sure)["fleet"]
+    assert nothing_lost(tallies.findings(sure, members(sure), 0.01), names[:3], 0.05)
+    assert not nothing_lost(tallies.findings(sure, members(sure), 0.01), [DeviceId("stranger"), *names], 0.05)
+    worse = look(9, rates - 0.2, labelled=2000, rng=rng)
+    assert not nothing_lost(tallies.findings(worse, members(worse), 0.01), names, 0.05)
+    unsure = look(9, rates[:3], labelled=20, rng=rng)
+    assert not nothing_lost(tallies.findings(unsure, members(unsure), 0.01), names[:3], 0.05)
+    assert not nothing_lost([], names, 0.05)
+
+
+def refusing(index, shares, rows=200, *, rng):
+    """A look in which the model refuses ``shares`` of the devices' rows."""
+    readings = []
+    for i, share in enumerate(shares):
+        refused = int(rng.binomial(rows, share))
+        profile = Profile(layout=NOBODY.layout, rows=rows - refused, counts=NOBODY.counts, sums=NOBODY.sums)
+        readings.append(
+            Reading(
+                device=DeviceId(f"d{i}"),
+                profile=profile,
+                start_ns=index,
+                end_ns=index + 1,
+                refused=(("missing", refused),) if refused else (),
+            )
+        )
+    return Slice(index=index, start_ns=index, end_ns=index + 1, readings=tuple(readings))
+
+
+@pytest.mark.parametrize("usual", [0.0, 0.05])
+def test_rows_that_more_devices_refuse_are_quality(usual):
+    rng = np.random.default_rng(9)
+    tallies = Tallies(TERMS, [refusing(k, np.full(20, usual), rng=rng) for k in range(8)])
+    found = judge(tallies, refusing(9, np.full(20, usual + 0.1), rng=rng), key=REFUSED)
+    assert (found.kind, found.feature, found.moved, found.judged) == ("quality", None, True, 20)
+    assert "the model refuses" in found.why
+    assert "missing" in found.why
+    calm = judge(tallies, refusing(10, np.full(20, usual), rng=rng), key=REFUSED)
+    assert calm.clear
+    assert not calm.moved
+
+
+@pytest.mark.parametrize(("devices", "kind"), [(20, "sensor"), (3, "quality")])
+def test_a_device_all_of_whose_rows_are_refused_is_named(devices, kind):
+    rng = np.random.default_rng(10)
+    tallies = Tallies(TERMS, [refusing(k, np.zeros(devices), rng=rng) for k in range(8)])
+    one = refusing(9, np.eye(devices)[1], rng=rng)
+    (found,) = [f for f in tallies.findings(one, members(one), 0.001) if f.one_by_one]
+    assert (found.kind, found.devices, found.moved) == (kind, ("d1",), True)
+    assert "the model refuses 100 % of rows, 0 % before (missing 200)" in found.why
+    fleet = judge(tallies, one, key=REFUSED)
+    assert fleet is None or not fleet.moved

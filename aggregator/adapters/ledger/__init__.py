@@ -13,11 +13,12 @@ from aggregator.adapters.ledger.drift import Drift
 from aggregator.adapters.ledger.dump import dump, load
 from aggregator.adapters.ledger.lease import Leases
 from aggregator.adapters.ledger.steps import VERSION
+from aggregator.adapters.ledger.tellings import Tellings
 
 __all__ = ["VERSION", "Ledger", "dump", "exists", "load"]
 
 
-class Ledger(Control, Drift, Leases):
+class Ledger(Control, Drift, Tellings, Leases):
     """The ledger at ``where``: the path of a SQLite file, or the URL of a PostgreSQL database.
 
     ``read_only`` is for another process that only asks. Every ``put_`` method belongs in a `transaction`. Methods raise

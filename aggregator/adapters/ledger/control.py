@@ -209,7 +209,8 @@ class Control(Part):
 
     def table(self, name: str, limit: int = 100) -> tuple[dict[str, Any], ...]:
         """The newest rows of ``audit``, ``rollouts``, ``verdicts``, ``looks``, ``incidents``, ``open_incidents``,
-        ``retrains`` or ``requests``; a column named ``document`` is parsed from JSON.
+        ``tellings``, ``retrains`` or ``requests``; a column named ``document`` is parsed from JSON. Without
+        documents: ``look_times``, ``verdict_outcomes``, ``open_severities`` and ``retrain_states``.
         """
         return tuple(
             {k: json.loads(v) if k in tables.PARSED else v for k, v in row._mapping.items()}  # noqa: SLF001 (public)

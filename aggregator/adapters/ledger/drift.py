@@ -1,6 +1,7 @@
 """What the monitor remembers between looks (first looks, incidents, verdicts, cursors) and what it asks for."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -37,8 +38,8 @@ class Drift(Part):
 
     # ── looks ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def put_look(self, digest: Digest, model: ModelName, look: Look, at_ns: int) -> None:
-        """Keeps what a look came to, for people."""
+    def put_look(self, digest: Digest, model: ModelName, look: Look, at_ns: int, newest: int = 0) -> None:
+        """Keeps what a look came to, for people, and the newest window that was part of it, for a replay."""
         shown = {
             "digest": digest,
             "look": look.index,
@@ -46,6 +47,7 @@ class Drift(Part):
             "at_ns": at_ns,
             "devices": look.devices,
             "row_count": look.rows,
+            "newest": newest,
         }
         text = documents.look_text(look)
         self._db.upsert(tables.looks, shown | {"document": text})
@@ -231,6 +233,28 @@ class Drift(Part):
         return row is not None
 
     # ── what looks have used ───────────────────────────────────────────────────────────────────────────
+
+    def amend_first_look(
+        self, digest: Digest, look: int, device: DeviceId, *, labelled: int, correct: int
+    ) -> None:
+        """Adds late labels to what is kept of a device's first look, the past that it is held against."""
+        t = tables.first_looks
+        mine = (t.c.digest == digest, t.c.look == look, t.c.device == device)
+        row = self._db.one(select(t.c.document).where(*mine))
+        if row is None:
+            raise KeyError((digest, look, device))
+        kept = documents.read_reading(row.document)
+        more = replace(kept, labelled=kept.labelled + labelled, correct=kept.correct + correct)
+        self._db.run(update(t).where(*mine).values(document=documents.reading_text(more)))
+
+    def put_label_cursor(self, digest: Digest, device: DeviceId, last: int) -> None:
+        """A look has used the device's late labels up to ``last``."""
+        self._db.upsert(tables.label_cursors, {"digest": digest, "device": device, "last": last})
+
+    def label_cursors(self) -> dict[tuple[Digest, DeviceId], int]:
+        """The newest late labels that a look has used, by artifact and device."""
+        rows = self._db.rows(select(tables.label_cursors))
+        return {(Digest(row.digest), DeviceId(row.device)): row.last for row in rows}
 
     def put_cursor(self, digest: Digest, device: DeviceId, last: int) -> None:
         """A look has used the device's windows up to ``last``."""

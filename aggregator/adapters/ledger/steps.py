@@ -9,11 +9,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, MetaData, Table, insert
 
-from aggregator.adapters.ledger.tables import first_looks, incidents, lease, looks, traces, verdicts
+from aggregator.adapters.ledger.tables import (
+    first_looks,
+    incidents,
+    label_cursors,
+    lease,
+    number,
+    tellings,
+    traces,
+    verdicts,
+    words,
+)
 
-VERSION: Final = 4
+VERSION: Final = 5
 
 
 def _ends_and_clocks(c: Connection) -> None:
@@ -34,6 +44,18 @@ def _columns(c: Connection) -> None:
     c.exec_driver_sql("ALTER TABLE incidents RENAME TO incidents_of_kinds")
     for table in ("verdicts", "looks", "origins", "baselines"):
         c.exec_driver_sql(f"DROP TABLE {table}")
+    looks = Table(
+        "looks",
+        MetaData(),
+        words("digest", key=True),
+        number("look", key=True),
+        words("model"),
+        number("at_ns"),
+        number("devices"),
+        number("row_count"),
+        words("document"),
+        sqlite_with_rowid=False,
+    )
     for made in (verdicts, looks, first_looks, traces, incidents):
         made.create(c)
     for row in c.exec_driver_sql("SELECT * FROM incidents_of_kinds").mappings().all():
@@ -68,5 +90,18 @@ def _alarm_of_a_verdict(verdict: Mapping[str, Any], columns: Sequence[str]) -> s
     return json.dumps(alarm, sort_keys=True, separators=(",", ":"))
 
 
-STEPS: Final[Mapping[int, Callable[[Connection], None]]] = {1: _ends_and_clocks, 2: _lease, 3: _columns}
+def _five(c: Connection) -> None:
+    """4 to 5: alarm events wait until they are told, looks take in late labels and can be replayed."""
+    kind = "BIGINT" if c.dialect.name == "postgresql" else "INTEGER"
+    c.exec_driver_sql(f"ALTER TABLE looks ADD COLUMN newest {kind} NOT NULL DEFAULT 0")
+    tellings.create(c)
+    label_cursors.create(c)
+
+
+STEPS: Final[Mapping[int, Callable[[Connection], None]]] = {
+    1: _ends_and_clocks,
+    2: _lease,
+    3: _columns,
+    4: _five,
+}
 """By the version that the step takes forward."""

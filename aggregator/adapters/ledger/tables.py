@@ -145,6 +145,7 @@ looks: Final = Table(
     number("devices"),
     number("row_count"),
     words("document"),
+    number("newest", default=0),
     sqlite_with_rowid=False,
 )
 first_looks: Final = Table(
@@ -176,6 +177,14 @@ cursors: Final = Table(
     number("last"),
     sqlite_with_rowid=False,
 )
+label_cursors: Final = Table(
+    "label_cursors",
+    metadata,
+    words("digest", key=True),
+    words("device", key=True),
+    number("last"),
+    sqlite_with_rowid=False,
+)
 incidents: Final = Table(
     "incidents",
     metadata,
@@ -194,6 +203,17 @@ incidents: Final = Table(
     words("acknowledged_by", default=""),
     words("document"),
 )
+tellings: Final = Table(
+    "tellings",
+    metadata,
+    number("id", key=True),
+    words("sink"),
+    number("incident"),
+    number("at_ns"),
+    words("document"),
+    sqlite_autoincrement=True,
+)
+"""Alarm events that a sink has not taken yet. Numbers are never given twice: whoever asks goes on from the last."""
 retrains: Final = Table(
     "retrains",
     metadata,
@@ -242,10 +262,19 @@ LISTED: Final = {
     "open_incidents": select(incidents)
     .where(incidents.c.closed_ns.is_(None))
     .order_by(incidents.c.id.desc()),
+    "tellings": select(tellings).order_by(tellings.c.id.desc()),
     "retrains": select(retrains).order_by(retrains.c.id.desc()),
     "requests": select(requests).order_by(requests.c.id.desc()),
+    "look_times": select(looks.c.digest, looks.c.look, looks.c.at_ns, looks.c.newest).order_by(
+        looks.c.at_ns.desc(), looks.c.digest
+    ),
+    "verdict_outcomes": select(verdicts.c.kind, verdicts.c.outcome).order_by(verdicts.c.at_ns.desc()),
+    "open_severities": select(incidents.c.kind, incidents.c.severity)
+    .where(incidents.c.closed_ns.is_(None))
+    .order_by(incidents.c.id.desc()),
+    "retrain_states": select(retrains.c.state).order_by(retrains.c.id.desc()),
 }
-"""What `Ledger.table` shows to people, newest first."""
+"""What `Ledger.table` shows, newest first: to people; without documents, which are long, to programs."""
 
 PARSED: Final = ("document",)
 """Columns of JSON that `Ledger.table` parses."""

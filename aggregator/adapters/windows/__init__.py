@@ -7,6 +7,7 @@ from. What is older than the retention is rolled up by device, artifact and day 
 """
 
 from pathlib import Path
+from typing import Final
 
 from aggregator.adapters.database import File
 from aggregator.adapters.windows.answers import Answers
@@ -15,6 +16,11 @@ from aggregator.adapters.windows.retention import Retention
 from aggregator.adapters.windows.schema import SCHEMA, STEPS, VERSION
 
 __all__ = ["MAX_LETTER_BYTES", "VERSION", "Windows"]
+
+LOG_PAGES: Final = 4000
+"""Of 4 kB, after which the log is folded back into the file: a batch touches the same pages of its indexes as the
+batches before, and each folding waits for the disk twice.
+"""
 
 
 class Windows(Append, Retention, Answers):
@@ -30,6 +36,8 @@ class Windows(Append, Retention, Answers):
     def __init__(self, path: Path, *, read_only: bool = False, dead_letters: int = 1000) -> None:
         super().__init__(File(path, SCHEMA, VERSION, read_only=read_only, steps=STEPS))
         self._max_letters = dead_letters
+        if not read_only:
+            self._db.rows(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
 
     def close(self) -> None:
         """Closes the file; a writer folds the log back into it."""

@@ -1,14 +1,16 @@
 """Questions to the telemetry store."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from aggregator.adapters import documents
-from aggregator.adapters.windows.append import Part
-from aggregator.adapters.windows.retention import read_latencies, read_window
+from aggregator.adapters.windows.part import Part, read_window
+from aggregator.adapters.windows.retention import read_latencies
 from aggregator.adapters.windows.schema import JUDGED, REJECTED
 from aggregator.looks import Block, Reading, merge
-from aggregator.records import DeviceTotals, Selection, StoreFigures
+from aggregator.records import DeviceTotals, Receipt, Selection, StoreFigures
+from aggregator.stores import NEWEST, CutDay
 from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Window
@@ -47,16 +49,26 @@ class Answers(Part):
         return tuple((Digest(a), DeviceId(d), int(n)) for a, d, n in rows)
 
     def pending(self, digest: Digest, device: DeviceId, after: int) -> tuple[int, float, int]:
-        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``."""
+        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``.
+
+        Rows are those answered and those refused: a device all of whose rows are refused has something to tell, too.
+        """
         row = self._db.one(
-            "SELECT COALESCE(SUM(rows), 0), COALESCE(SUM(MAX(0, end_ns-start_ns)/1e9), 0.0),"
+            "SELECT COALESCE(SUM(rows+refused), 0), COALESCE(SUM(MAX(0, end_ns-start_ns)/1e9), 0.0),"
             " COALESCE(MIN(received_ns), 0) FROM windows WHERE digest=? AND device=? AND id>? AND state=?",
             (digest, device, after, JUDGED),
         )
         return int(row[0]), float(row[1]), int(row[2])
 
     def block(
-        self, digest: Digest, device: DeviceId, after: int, *, rows: int, seconds: float
+        self,
+        digest: Digest,
+        device: DeviceId,
+        after: int,
+        *,
+        rows: int,
+        seconds: float,
+        upto: int = NEWEST,
     ) -> Block | None:
         """The newest windows numbered above ``after``, as many as it takes to cover ``rows`` and ``seconds``, merged.
 
@@ -67,8 +79,8 @@ class Answers(Part):
         span = 0.0
         answer = self._db.each(
             "SELECT id, payload FROM windows JOIN payloads USING (id)"
-            " WHERE digest=? AND device=? AND id>? AND state=? ORDER BY id DESC",
-            (digest, device, after, JUDGED),
+            " WHERE digest=? AND device=? AND id>? AND id<=? AND state=? ORDER BY id DESC",
+            (digest, device, after, upto, JUDGED),
         )
         for number, payload in answer:
             window = read_window(payload)
@@ -76,9 +88,21 @@ class Answers(Part):
             found = new if found is None else merge([found, new])
             first, last = number, last or number
             span += max(0, window.end_ns - window.start_ns) / 1e9
-            if found.profile.rows >= rows and span >= seconds:
+            if found.profile.rows + sum(n for _, n in found.refused) >= rows and span >= seconds:
                 return Block(reading=found, seconds=span, first=first, last=last)
         return None
+
+    def receipts(self, digest: Digest) -> tuple[Receipt, ...]:
+        """The artifact's judged windows that are kept one by one, by their numbers."""
+        rows = self._db.rows(
+            "SELECT id, received_ns, device, rows+refused, MAX(0, end_ns-start_ns)/1e9 FROM windows"
+            " WHERE digest=? AND state=? ORDER BY id",
+            (digest, JUDGED),
+        )
+        return tuple(
+            Receipt(number=number, received_ns=at, device=DeviceId(device), rows=n, seconds=seconds)
+            for number, at, device, n, seconds in rows
+        )
 
     def windows(self, selection: Selection) -> Iterator[Window]:
         """The selected windows themselves, oldest first; those that were rolled up are gone."""
@@ -90,9 +114,11 @@ class Answers(Part):
     def profiles(self, selection: Selection) -> tuple[Profile, ...]:
         """The merged profile per layout of what is selected: profiles of different layouts cannot be merged.
 
-        A day's roll-up is selected when all of it was received between ``since_ns`` and ``until_ns``; ``last`` counts
-        windows that are kept one by one. That holds for `latency` and `totals` too.
+        A day's roll-up is selected when all of it was received between ``since_ns`` and ``until_ns``, and a day that
+        they cut raises `CutDay`; ``last`` counts windows that are kept one by one. That holds for `latency` and
+        `totals` too.
         """
+        self._refuse_cut_days(selection)
         merged: dict[tuple[str, int, int], Profile] = {}
         for profile in self._profiles(selection):
             key = (profile.layout, profile.counts.size, profile.sums.size)
@@ -108,6 +134,7 @@ class Answers(Part):
 
     def latency(self, selection: Selection) -> LatencyHistogram:
         """All latencies of what is selected."""
+        self._refuse_cut_days(selection)
         total = LatencyHistogram()
         for table, (where, values) in _both(selection):
             for (text,) in self._db.each(f"SELECT latency FROM {table} WHERE {where}", values):  # noqa: S608
@@ -116,6 +143,7 @@ class Answers(Part):
 
     def totals(self, selection: Selection) -> tuple[DeviceTotals, ...]:
         """The counts of what is selected, per device and artifact."""
+        self._refuse_cut_days(selection)
         (_, (windows, values)), (_, (rollups, _)) = _both(selection)
         rows = self._db.rows(
             f"{TOTALS} FROM (SELECT {OF_WINDOWS} FROM windows WHERE {windows}"  # noqa: S608
@@ -143,6 +171,23 @@ class Answers(Part):
             )
             for row in rows
         )
+
+    def _refuse_cut_days(self, s: Selection) -> None:
+        if s.leave_out_cut_days or s.last or (s.since_ns, s.until_ns) == (0, NEWEST):
+            return
+        where, values = _matching(s)
+        row = self._db.one(
+            f"SELECT device, first_ns, last_ns FROM rollups WHERE {where} AND last_ns>=:since AND first_ns<:until"  # noqa: S608
+            " AND NOT (first_ns>=:since AND last_ns<:until) ORDER BY first_ns LIMIT 1",
+            values,
+        )
+        if row is not None:
+            device, first_ns, last_ns = row
+            raise CutDay(
+                f"windows of {device} that were received from {_moment(first_ns)} to {_moment(last_ns)} are rolled up "
+                f"into one, and the question begins or ends between them: ask from {first_ns} or {last_ns + 1} ns, "
+                f"to {first_ns} or {last_ns + 1} ns, or for an answer without that day (leave_out_cut_days)"
+            )
 
     def wire_bytes(self, selection: Selection, quantile: float = 0.5) -> int:
         """A quantile of the selected windows' size on the wire in bytes; 0 when there are none."""
@@ -240,8 +285,14 @@ def _rollups_where(s: Selection) -> Condition:
 
 
 def _where(s: Selection, first: str, last: str) -> Condition:
+    where, values = _matching(s)
+    return f"{where} AND {first}>=:since AND {last}<:until", values
+
+
+def _matching(s: Selection) -> Condition:
+    """The condition but for the times, whose values it has too."""
     values: dict[str, object] = {"rejected": REJECTED, "since": s.since_ns, "until": s.until_ns}
-    parts = ["state<>:rejected", f"{first}>=:since", f"{last}<:until"]
+    parts = ["state<>:rejected"]
     for name in ("model", "digest", "layout"):
         value = getattr(s, name)
         if value is not None:
@@ -252,3 +303,7 @@ def _where(s: Selection, first: str, last: str) -> Condition:
         parts.append(f"device IN ({', '.join(':' + name for name in names)})")
         values.update(zip(names, s.devices, strict=True))
     return " AND ".join(parts), values
+
+
+def _moment(at_ns: int) -> str:
+    return datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

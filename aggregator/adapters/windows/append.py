@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from aggregator.adapters.database import File
 from aggregator.adapters.windows.intervals import EVENTS
+from aggregator.adapters.windows.labels import KeptLabels
 from aggregator.adapters.windows.schema import JUDGED, UNJUDGED
 from aggregator.records import Arrival, DeadLetter, Stored
+from edge_runtime.contract.codec import encode
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.messages import Event, Window
+from edge_runtime.contract.messages import Event, Labels, Window
 
 MAX_LETTER_BYTES: Final = 16 * 1024
 MAX_TOPIC_CHARACTERS: Final = 512
@@ -42,21 +43,7 @@ NEAREST_GONE: Final = """
 SELECT lo, hi FROM intervals WHERE device=? AND session=? AND model=? AND hi>=? ORDER BY hi LIMIT 1"""
 
 
-class Part:
-    """Some of the store's methods; all parts share one file."""
-
-    def __init__(self, db: File) -> None:
-        self._db = db
-
-    def _count(self, name: str, by: int) -> None:
-        if by:
-            self._db.execute(
-                "INSERT INTO counters VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value=value+excluded.value",
-                (name, by),
-            )
-
-
-class Append(Part):
+class Append(KeptLabels):
     """What the ingest needs."""
 
     _max_letters: int
@@ -67,6 +54,8 @@ class Append(Part):
         events: Sequence[Event],
         dead: Sequence[DeadLetter],
         received_ns: int,
+        *,
+        labels: Sequence[Labels] = (),
     ) -> Stored:
         """Commits a batch; durable on return. Raises `StoreError` with nothing stored when the disk fails."""
         stored = duplicates = overlapping = 0
@@ -92,13 +81,23 @@ class Append(Part):
             stored += self._insert(new, received_ns)
             for event in events:
                 duplicates += not self._insert_event(event, received_ns)
+            new_labels, contradicting = self._put_labels(labels, received_ns) if labels else (0, [])
+            duplicates += len(labels) - new_labels - len(contradicting)
+            for told, why in contradicting:
+                self._bury(DeadLetter(f"labels/{told.source}", encode(told), why, "labels"), received_ns)
             for letter in dead:
                 self._bury(letter, received_ns)
-            if dead or overlapping:
+            if dead or overlapping or contradicting:
                 self._trim_letters()
             self._count("duplicates_rejected", duplicates)
             self._count("overlaps_rejected", overlapping)
-        return Stored(stored=stored, duplicates=duplicates, overlapping=overlapping)
+        return Stored(
+            stored=stored,
+            duplicates=duplicates,
+            overlapping=overlapping,
+            labels=new_labels,
+            contradictions=tuple(why for _, why in contradicting),
+        )
 
     def _beyond(self, windows: Sequence[Window]) -> list[bool]:
         """For each whether it begins after all of its session that is stored or comes before it, as nearly all do: such
@@ -148,6 +147,7 @@ class Append(Part):
         self._db.many(INSERT_STREAM, [(*key, i) for key, i in newest.items()])
         self._count("windows", sum(one.window.windows for one in new))
         self._count("rows", sum(one.window.profile.rows for one in new))
+        self._now_judged(one.window for one in new if one.judged)
         return len(new)
 
     def _insert_event(self, e: Event, received_ns: int) -> bool:

@@ -11,15 +11,16 @@ from operator import itemgetter
 from typing import Any, Final
 
 from aggregator.adapters import documents
-from aggregator.adapters.windows.append import Part, latency_text
+from aggregator.adapters.windows.append import latency_text
 from aggregator.adapters.windows.intervals import EVENTS, Interval, compact
+from aggregator.adapters.windows.labels import LABELS, KeptLabels, of_device
+from aggregator.adapters.windows.part import read_window
 from aggregator.adapters.windows.schema import JUDGED, REJECTED
-from edge_runtime.contract.codec import decode, read_latency
+from edge_runtime.contract.codec import read_latency
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.messages import Window
 from edge_runtime.contract.profile import Profile
 
 DAY_NS: Final = 86_400 * 10**9
@@ -77,11 +78,11 @@ class _Rollup:
         return True
 
 
-class Retention(Part):
+class Retention(KeptLabels):
     """Making room, and judging late."""
 
     def prune(self, before_ns: int) -> int:
-        """Rolls up windows and lets go of events received before ``before_ns``, at most `PRUNE_RECORDS` of each.
+        """Rolls up windows and labels, and lets go of events, received before ``before_ns``: `PRUNE_RECORDS` of each.
 
         Returns how many records went; call it again until that is 0, in between other work.
         """
@@ -99,18 +100,26 @@ class Retention(Part):
                 found.append(Interval(model, lo, hi, whole=lo == hi))
             for _, device, session, seq in events:
                 gone.setdefault((device, session), []).append(Interval(EVENTS, seq, seq, whole=True))
+            labels, numbers = self._roll_up_labels(before_ns, PRUNE_RECORDS)
+            for key_of, told in numbers.items():
+                gone.setdefault(key_of, []).extend(told)
             for (device, session), intervals in gone.items():
                 self._put_intervals(device, session, intervals)
             for table, rows in (("payloads", windows), ("windows", windows), ("events", events)):
                 self._db.many(f"DELETE FROM {table} WHERE id=?", [row[:1] for row in rows])  # noqa: S608
-        return len(windows) + len(events)
+        return len(windows) + len(events) + labels
 
     def _put_intervals(self, device: str, session: str, new: Iterable[Interval]) -> None:
-        kept = self._db.rows(
-            "SELECT model, lo, hi, whole FROM intervals WHERE device=? AND session=?", (device, session)
-        )
+        new = tuple(new)
+        mine = "device=? AND session=?"
+        key: tuple[str | int, ...] = (device, session)
+        if all(i.model == LABELS for i in new):
+            # A source's numbers lie apart, each an interval of its own: what is far from the new ones stays as it is.
+            mine += " AND model=? AND hi>=? AND lo<=?"
+            key += (LABELS, min(i.lo for i in new) - 1, max(i.hi for i in new) + 1)
+        kept = self._db.rows(f"SELECT model, lo, hi, whole FROM intervals WHERE {mine}", key)  # noqa: S608
         intervals = compact([*(Interval(m, lo, hi, bool(whole)) for m, lo, hi, whole in kept), *new])
-        self._db.execute("DELETE FROM intervals WHERE device=? AND session=?", (device, session))
+        self._db.execute(f"DELETE FROM intervals WHERE {mine}", key)  # noqa: S608
         self._db.many(
             "INSERT INTO intervals VALUES (?,?,?,?,?,?)",
             [(device, session, i.model, i.lo, i.hi, int(i.whole)) for i in intervals],
@@ -144,15 +153,17 @@ class Retention(Part):
         that window stays stored, with the reason, and is left out of every answer. What was rolled up meanwhile is
         judged a day of a device at a time.
         """
-        accepted = rejected = 0
+        rejected = 0
         with self._db.transaction():
             windows = self._db.rows(
                 "SELECT id, payload FROM windows JOIN payloads USING (id) WHERE digest=? AND state=0 LIMIT ?",
                 (digest, SETTLE_WINDOWS),
             )
+            taken = []
             for number, payload in windows:
+                window = read_window(payload)
                 try:
-                    check(read_window(payload).profile)
+                    check(window.profile)
                 except ContractError as e:
                     self._db.execute(
                         "UPDATE windows SET state=?, reason=? WHERE id=?", (REJECTED, str(e), number)
@@ -160,20 +171,26 @@ class Retention(Part):
                     rejected += 1
                 else:
                     self._db.execute("UPDATE windows SET state=? WHERE id=?", (JUDGED, number))
-                    accepted += 1
+                    taken.append(window)
+            self._now_judged(taken)
+            accepted = len(taken)
             rollups = self._db.rows(
-                "SELECT id, profile, records FROM rollups WHERE digest=? AND state=0 LIMIT ?",
+                "SELECT id, profile, records, device, model, labelled, correct FROM rollups"
+                " WHERE digest=? AND state=0 LIMIT ?",
                 (digest, SETTLE_WINDOWS),
             )
-            for number, text, records in rollups:
+            for number, text, records, device, model, labelled, correct in rollups:
+                profile = documents.read_profile(text)
                 try:
-                    check(documents.read_profile(text))
+                    check(profile)
                 except ContractError:
                     self._db.execute("UPDATE rollups SET state=?, profile='' WHERE id=?", (REJECTED, number))
                     rejected += records
                 else:
                     self._db.execute("UPDATE rollups SET state=? WHERE id=?", (JUDGED, number))
                     accepted += records
+                    if labelled:
+                        self._add_truth([of_device((digest, device), model, labelled, correct, profile)])
         return accepted, rejected
 
 
@@ -200,14 +217,6 @@ def _rolled_up(rows: Sequence[Any]) -> list[tuple[Key, _Rollup]]:
         if not any(part.add(new) for part in parts):
             parts.append(new)
     return [(key, part) for key, parts in found.items() for part in parts]
-
-
-def read_window(payload: bytes) -> Window:
-    """The window that came as ``payload``."""
-    message = decode(payload)
-    if not isinstance(message, Window):
-        raise ContractError(f"the store holds a {type(message).__name__} where a window belongs")
-    return message
 
 
 def read_latencies(text: str) -> LatencyHistogram:

@@ -6,7 +6,7 @@ from typing import Final
 
 from aggregator.adapters.database import Step, run_script
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 UNJUDGED, JUDGED, REJECTED = 0, 1, 2
 """``state``: kept before its artifact is known, checked against it, found to contradict it."""
@@ -46,8 +46,28 @@ CREATE TABLE intervals (
   device TEXT NOT NULL, session TEXT NOT NULL, model TEXT NOT NULL, lo INTEGER NOT NULL, hi INTEGER NOT NULL,
   whole INTEGER NOT NULL, PRIMARY KEY (device, session, model, hi)) WITHOUT ROWID"""
 
+# `rows` and `top` are those of the windows that the period reaches, see `labels`.
+LABELS: Final = """
+CREATE TABLE labels (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, source TEXT NOT NULL, seq INTEGER NOT NULL,
+  model TEXT NOT NULL, digest TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+  labelled INTEGER NOT NULL, correct INTEGER NOT NULL, received_ns INTEGER NOT NULL,
+  rows INTEGER NOT NULL, top INTEGER NOT NULL, UNIQUE (device, source, seq));
+CREATE INDEX labels_by_stream ON labels (digest, device, id);
+CREATE INDEX labels_by_receipt ON labels (received_ns);
+CREATE INDEX labels_by_end ON labels (digest, device, end_ns);
+CREATE TABLE truth (
+  digest TEXT NOT NULL, device TEXT NOT NULL, late INTEGER NOT NULL, model TEXT NOT NULL,
+  labelled INTEGER NOT NULL, correct INTEGER NOT NULL, compared INTEGER NOT NULL, compared_correct INTEGER NOT NULL,
+  expected REAL NOT NULL, PRIMARY KEY (digest, device, late)) WITHOUT ROWID"""
+
+# Which windows of a stream a period reaches is seen in the index alone: a device has many, and they are wide.
+REACHED_INDEX: Final = """
+DROP INDEX windows_by_stream;
+CREATE INDEX windows_by_stream ON windows (digest, device, id, state, synced, start_ns, end_ns)"""
+
 SCHEMA: Final = f"""{WINDOWS};
-CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);{WINDOW_INDEXES};
+CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);{WINDOW_INDEXES};{REACHED_INDEX};
 CREATE TABLE streams (
   digest TEXT NOT NULL, device TEXT NOT NULL, newest INTEGER NOT NULL, PRIMARY KEY (digest, device)) WITHOUT ROWID;
 CREATE TABLE events (
@@ -57,7 +77,7 @@ CREATE TABLE dead_letters (
   id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, topic TEXT NOT NULL, reason TEXT NOT NULL,
   payload BLOB NOT NULL, length INTEGER NOT NULL, times INTEGER NOT NULL, first_ns INTEGER NOT NULL,
   last_ns INTEGER NOT NULL);
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION}"""
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION};{LABELS}"""
 
 COLUMNS: Final = (
     "id, device, session, seq, seq_lo, model, digest, layout, state, start_ns, end_ns, synced, received_ns, rows,"
@@ -83,4 +103,16 @@ def _retention(db: sqlite3.Connection) -> None:
     run_script(db, RETENTION)
 
 
-STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention}
+def _labels(db: sqlite3.Connection) -> None:
+    """3 to 4: labels that come late. What devices told before counts as known, with no estimate beside it."""
+    run_script(db, LABELS)
+    run_script(db, REACHED_INDEX)
+    db.execute(
+        "INSERT INTO truth SELECT digest, device, 0, model, SUM(labelled), SUM(correct), 0, 0, 0.0 FROM"
+        " (SELECT digest, device, model, labelled, correct FROM windows WHERE state=1 AND labelled>0 UNION ALL"
+        " SELECT digest, device, model, labelled, correct FROM rollups WHERE state=1 AND labelled>0)"
+        " GROUP BY digest, device"
+    )
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention, 3: _labels}
