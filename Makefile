@@ -48,7 +48,7 @@ demo: $(STAMP) ## the whole loop on this machine (KEEP=1 keeps the work folder, 
 test: $(STAMP) ## the tests, without the long matrices (under five minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(STAMP) ## every test, the long matrices and more random examples too (about 25 minutes on two cores)
+test-all: $(STAMP) ## every test, the long matrices and more random examples too (up to an hour on two cores)
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-full} $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts

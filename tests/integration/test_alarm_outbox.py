@@ -101,15 +101,16 @@ def pager():
     ("point", "told_before"),
     [
         (("aggregator.monitor:_log", "before", "2"), 0),  # committed, and nobody has looked into the outbox
-        (("aggregator.adapters.sinks:Worker.begin", "before", "1"), 0),  # taken out, and not begun
-        (
+        pytest.param(  # taken out, and not begun
+            ("aggregator.adapters.sinks:Worker.begin", "before", "1"), 0, marks=pytest.mark.slow
+        ),
+        (  # told, and not forgotten
             ("aggregator.adapters.ledger.tellings:Tellings.put_told", "before", "1"),
             1,
-        ),  # told, and not forgotten
-        (
-            ("aggregator.adapters.ledger.tellings:Tellings.put_told", "after", "1"),
-            1,
-        ),  # forgotten, not committed
+        ),
+        pytest.param(  # forgotten, not committed
+            ("aggregator.adapters.ledger.tellings:Tellings.put_told", "after", "1"), 1, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

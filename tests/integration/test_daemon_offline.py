@@ -33,7 +33,8 @@ def added_up(windows):
     return profile
 
 
-@pytest.mark.parametrize("days", [1, pytest.param(14, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("days", [1, 14])
 def test_after_days_without_a_broker_every_total_arrives_once_and_the_gaps_are_told(
     tmp_path, mosquitto, monkeypatch, centre, days
 ):

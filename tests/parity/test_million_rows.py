@@ -159,13 +159,19 @@ def verify(total, rows):
     assert total.ties < 0.25 * rows
 
 
+QUICK = ("random-forest", "histogram-boosting")
+"""The families that the short run tries, too; `test_parity_families` has all of them, with fewer rows."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_million_rows_of_each_family_agree(family, tmp_path):
     verify(compared(FAMILIES[family], MILLION, tmp_path), MILLION)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 def test_rows_of_each_family_agree(family, tmp_path):
     verify(compared(FAMILIES[family][:4], 20_000, tmp_path), 20_000)
 
