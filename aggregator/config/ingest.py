@@ -13,13 +13,14 @@ class IngestConfig:
     """How telemetry is taken in.
 
     ``batch_messages`` is the most that one transaction commits. ``device_messages`` is the most of one device that
-    wait for a batch: what it sends beyond is left unacknowledged, and comes again from its outbox. Devices have 20 on
-    the way at most. ``dead_letters`` bounds how many bad messages are kept. ``rebirth_seconds`` is the least time
-    between two rebirth commands to one device. ``retention_days`` drops windows that were received longer ago; 0 keeps
-    them for ever.
+    wait for a batch: what it sends beyond the broker may forget, but the device is not told that it is stored, and
+    sends it again. Devices have 20 on the way at most. ``dead_letters`` bounds how many bad messages are kept.
+    ``rebirth_seconds`` is the least time between two rebirth commands to one device. ``retention_days`` drops
+    windows that were received longer ago; 0 keeps them for ever.
 
-    Processes with the same ``share`` and ``state_dir`` share the windows and events between them; empty, there is one
-    process. One of them leads: it renews a lease, and ``lease_seconds`` after its last renewal another takes over.
+    Processes with the same ``share`` and
+    ``state_dir`` share the windows and events between them; empty, there is one process. One of them leads: it
+    renews a lease, and ``lease_seconds`` after its last renewal another takes over.
     """
 
     batch_messages: int = 1000

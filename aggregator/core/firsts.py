@@ -10,6 +10,7 @@ from edge_runtime.contract.ids import DeviceId
 
 HOUR_SECONDS: Final = 3600.0
 STRANGE_SECONDS: Final = 30.0 * DAY_SECONDS
+"""No device is silent for so long in its first day: its clock was set."""
 NEARLY: Final = 0.9
 """So much of a day or of an hour will do: windows do not end on the second."""
 

@@ -282,7 +282,7 @@ class Judge:
                     Cohort(name=cohort, chosen=chosen, level=level / len(members), seed=one.index),
                     figures=figures,
                     beyond=single.beyond,
-                    truth_known=self._tallies is not None and self._tallies.truth_known,
+                    truth_known=self._tallies is not None and self._tallies.judges(devices),
                 )
         return found
 

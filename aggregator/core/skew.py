@@ -176,7 +176,8 @@ def skew_findings(
     devices = [who.devices[device] for device in some_of(who.devices, config.max_devices)]
     if len(devices) < config.min_devices:
         need = f"{config.min_devices} are needed to compare them with the training"
-        return [], f"{who.cohort}: {len(devices)} devices, {need}"
+        have = "1 device" if len(devices) == 1 else f"{len(devices)} devices"
+        return [], f"{who.cohort}: {have}, {need}"
     note = ""
     if len(groups) >= config.min_groups:
         limits = {"exact_limit": config.exact_limit, "samples": config.samples}

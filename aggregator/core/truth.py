@@ -74,10 +74,12 @@ class Tallies:
             ),
         )
 
-    @property
-    def truth_known(self) -> bool:
-        """Whether right answers are known of any device."""
-        return bool(self._measures[0].rates.known)
+    def judges(self, devices: Sequence[DeviceId]) -> bool:
+        """Whether right answers are known of enough of ``devices`` to judge them as a whole, in this look or another:
+        what is known needs no estimate, and a calm estimate must not end what known answers opened.
+        """
+        known = self._measures[0].rates.known
+        return sum(device in known for device in devices) >= min(self._terms.config.min_devices, len(devices))
 
     def findings(self, one: Slice, members: Mapping[str, Sequence[DeviceId]], level: float) -> list[Finding]:
         """What one look says; ``level`` is its budget, `TRUTH_SHARE` and `REFUSED_SHARE` of which are used."""

@@ -196,7 +196,7 @@ def _said(array: Any, where: str, missing: Collection[str]) -> tuple[Mask, Mask]
     for place, value in enumerate(uniques):
         if (same := _plain_value(value, missing)) is None:
             continue
-        found = words.get(f"{same:g}" if isinstance(same, float) else same.lower())
+        found = words.get(f"{same:.17g}" if isinstance(same, float) else same.lower())
         if found is None:
             row = int((places == place).argmax()) + 1
             raise InputError("type", f"{where}, row {row}: {value!r:.40} is not 1, 0, true or false")

@@ -220,6 +220,9 @@ def test_another_period_of_the_same_source_would_count_twice(site):
 def test_values_that_say_nothing_are_named_by_their_row(site):
     done = site.run(site.csv("march.csv"), "--correct-column", "truth", code=1)
     assert "row 1: 'other' is not 1, 0, true or false" in done.stderr
+    nearly = [(*row[:-1], "0.9999999") for row in site.rows]
+    done = site.run(site.csv("nearly.csv", nearly), "--correct-column", "truth", code=1)
+    assert "is not 1, 0, true or false" in done.stderr
     nobody = [(*row[:-1], "") for row in site.rows]
     done = site.run(site.csv("march.csv", nobody), *PREDICTED, code=1)
     assert "of none of its 120 rows is known" in done.stderr

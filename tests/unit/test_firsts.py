@@ -77,6 +77,25 @@ def test_who_comes_late_needs_no_day_where_the_cycle_is_known():
     assert first.whole(DeviceId("late"))
 
 
+def test_a_cycle_that_becomes_known_makes_a_late_devices_looks_enough_with_the_next_of_them():
+    first, past = FirstLooks(3), Past("a")
+    assert kept(first, "late", range(5), past) == [0, 1, 2, 3, 4]
+    assert not first.whole(DeviceId("late"))
+    assert kept(first, "late", range(5, 60), Past("a", order=(1, 0))) == [5]
+    assert first.whole(DeviceId("late"))
+
+
+def test_a_clock_set_back_ends_no_first_looks_and_one_set_from_1970_makes_no_day():
+    first, past = FirstLooks(3), Past("a")
+    assert kept(first, "late", [100, 101, *range(50, 71)], past) == [100, 101, *range(50, 71)]
+    first = FirstLooks(3)
+    year = 24 * 365
+    assert kept(first, "late", [0, 1, *range(50 * year, 50 * year + 30)], past) == [
+        *(0, 1),
+        *range(50 * year, 50 * year + 22),
+    ]
+
+
 def test_devices_that_start_together_are_whole_together():
     first = FirstLooks(2)
     first.add([reading("a", 0), reading("b", 0)], None)

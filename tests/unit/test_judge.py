@@ -264,6 +264,26 @@ def test_predictions_that_move_where_the_truth_says_that_nothing_is_lost_wish_fo
         assert len(judge.wishes) == wishes
 
 
+def test_two_who_know_do_not_silence_the_estimate_of_all():
+    """The fleet is judged by known answers only where enough devices have them."""
+    fleet = small(reference_windows=12, windows=6)
+
+    def told(shown):
+        def change(k, r):
+            counts = {"labelled": 100, "correct": 90} if index_of(r.device) < 2 else {}
+            sums = r.profile.sums.copy()
+            sums[0] = int(r.profile.sums[0] * shown(k))
+            return replace(r, profile=replace(r.profile, sums=sums), **counts)
+
+        return change
+
+    judge = Judge(fleet.info, CONFIG, looks=6, history=mapped(fleet.reference, told(lambda k: 1.0)))
+    for one in mapped(fleet.slices, told(lambda k: 1.0 if k < 2 else 0.85)):
+        judge.look(one)
+    assert [(a.kind, a.opened_window) for a in judge.alarms] == [("performance", 2)]
+    assert "the estimated accuracy" in judge.alarms[0].why
+
+
 def test_harmless_drift_wishes_for_nothing():
     judge = judged(small(faults=(MOVED,)))
     assert [a.kind for a in judge.alarms] == ["drift"]

@@ -99,7 +99,9 @@ def test_too_little_truth_is_none():
     assert judge(truth, look(9, rates, labelled=9, rng=rng)) is None
     assert judge(truth, look(9, rates[:1], rng=rng)) is None
     little = Tallies(TERMS, [look(0, rates, labelled=20, rng=rng)])
-    assert not little.truth_known
+    everybody = members(look(9, rates, rng=rng))["fleet"]
+    assert truth.judges(everybody)
+    assert not little.judges(everybody)
     assert judge(little, look(9, rates, rng=rng)) is None
 
 
