@@ -201,11 +201,20 @@ def _raw(task: Task, rows: raw_tests.Pooled) -> dict[str, dict[str, list[float]]
 
 
 def sources() -> str:
-    """The digest of all that a run depends on: engine, its settings, simulator, tests, and the runs' definitions."""
+    """The digest of all that a run depends on: engine, its settings, simulator, tests, and the runs' definitions.
+
+    Not of what is sent, signed and kept: no run has any of it.
+    """
     return run_cache.digest_of(
         [__name__],
         [DriftConfig(), np.__version__, scipy.__version__],
-        without=["aggregator.config", "benchmarks.run_cache"],
+        without=[
+            "aggregator.config",
+            "aggregator.records",
+            "benchmarks.run_cache",
+            "edge_runtime.contract.messages",
+            "edge_runtime.contract.release",
+        ],
     )
 
 

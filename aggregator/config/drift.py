@@ -24,7 +24,7 @@ class DriftConfig:
     attributes: tuple[str, ...] = ()
     alpha: float = 0.05
     budget_looks: int = 1000
-    skew_alpha: float = 0.01
+    skew_alpha: float = 0.004
     confirmations: int = 2
     clear_p: float = 0.2
     clear_confirmations: int = 2

@@ -294,7 +294,10 @@ class Past:
         """How much more the fleet's statistic varies from look to look than its devices' noise explains."""
         components = self.components
         statistics = []
-        leverage = self.looks / max(1.0, self.looks - 1.0 - 2.0 * sum(self.order))
+        # The cycle was fitted to these looks, which it is closer to than to those to come: their variance is (1 - h)
+        # and (1 + h) times what it is about the true cycle, h being the terms a look.
+        terms = 2.0 * sum(self.order)
+        leverage = (self.looks + terms) / max(1.0, self.looks - 1.0 - terms)
         for one in looks:
             readings, at = self._known(one)
             if len(readings) > 2:
