@@ -17,10 +17,10 @@ unexport PYTHONDONTWRITEBYTECODE
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) pyproject.toml
 
-.PHONY: help setup demo test test-all lint format bench lock clean
+.PHONY: help setup demo test test-all crash-states lint format bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv from the hashed locks (again only when they change)
 
@@ -50,6 +50,9 @@ test: $(STAMP) ## the tests, without the long matrices (five to six minutes on t
 
 test-all: $(STAMP) ## every test, the long matrices and more random examples too (up to an hour on two cores)
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-full} $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+crash-states: $(STAMP) ## start a device on N states that a power cut may leave behind (N=20000, one to five minutes)
+	@$(BIN)/python -m tests.support.crash_states $(or $(N),20000)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

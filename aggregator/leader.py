@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from aggregator.adapters.hooks import Hook, HookResult
+from aggregator.adapters.published import is_published
 from aggregator.adapters.registry import Registry
 from aggregator.adapters.signer import Signer
 from aggregator.config import AggregatorConfig
@@ -67,6 +68,7 @@ class Leader:
         self._ledger = ledger
         self._windows = windows
         self._registry = registry
+        self._metadata = config.registry.parent / "metadata"  # where the registry is a publisher's repository
         self._wall_ns = wall_ns
         self._topics = Topics(config.fleet)
         self._rng = random.Random()  # noqa: S311 (no secret)
@@ -236,7 +238,8 @@ class Leader:
             candidate = core.candidate_of(request)
             info = self._registry.info(candidate, now=True) if candidate is not None else None
             artifact = info.manifest.name if info is not None else None
-            self._decide(core.RequestSeen(request, artifact), now_ns)
+            published = is_published(self._metadata, candidate) if candidate is not None else None
+            self._decide(core.RequestSeen(request, artifact, published), now_ns)
         evidence = {ask.rollout: self._evidence(ask) for ask in self._coordinator.asks}
         self._decide(core.Tick(evidence), now_ns)
         self._run_hooks()

@@ -1,12 +1,12 @@
 """Values that the cores decide on and the adapters keep. They say nothing about how either is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, LayoutId, ModelName, RolloutId, SessionId
 from edge_runtime.contract.messages import ModelReport, Window
-from edge_runtime.contract.release import Release, TrialGate
+from edge_runtime.contract.release import Release, ShadowGate, TrialGate
 
 COHORT_ATTRIBUTE: Final = "cohort"
 DEFAULT_COHORT: Final = "main"
@@ -334,6 +334,7 @@ class Rollout:
     by: str
     why: str
     created_ns: int
+    shadow: ShadowGate = field(default_factory=ShadowGate)
     state: str = "draft"
     stage: int = 0
     cap: int = 0

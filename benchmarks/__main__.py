@@ -21,8 +21,10 @@ from benchmarks import (
     judging,
     merging,
     predict,
+    shadow_cost,
     swaps,
     update,
+    update_agent,
     window,
 )
 
@@ -87,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("device", device.run),
         ("closing", closing.run),
         ("update", update.run),
+        ("update agent", update_agent.run),
+        ("shadow", shadow_cost.run),
         ("ingest", ingest.run),
         ("judging", judging.run),
         ("merging", merging.run),

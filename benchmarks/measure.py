@@ -4,7 +4,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,12 @@ def _short(value: float) -> str:
 
 def ratio(arm: Timing, peer: Timing) -> Ratio:
     """``arm`` over ``peer``, round by round: what slows a whole round down cancels."""
-    each = np.asarray(arm.rounds_us) / np.asarray(peer.rounds_us)
+    return median_of_rounds(arm.rounds_us, peer.rounds_us)
+
+
+def median_of_rounds(arm: Sequence[float], peer: Sequence[float]) -> Ratio:
+    """One figure per round of each arm, the rounds in the same order."""
+    each = np.asarray(arm) / np.asarray(peer)
     low, middle, high = np.quantile(each, [0.25, 0.5, 0.75])
     return Ratio(float(middle), float(low), float(high))
 

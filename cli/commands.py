@@ -15,7 +15,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "convert": "cli.models:convert_command",
     "parity": "cli.models:parity",
     "inspect": "cli.models:inspect",
-    "pki": "cli.provision:pki",
+    "pki": "cli.pki:pki_app",
     "publish": "cli.operate:publish",
     "broker-config": "cli.provision:broker_config",
     "serve": "cli.operate:serve",

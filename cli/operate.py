@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,14 @@ from aggregator.config import AggregatorConfig
 from aggregator.config import load as load_aggregator
 from aggregator.records import DeviceTruth
 from aggregator.service import Service
-from cli.output import JsonFlag, out, print_json, progress, reported
+from cli.output import JsonFlag, out, print_json, progress, reported, shown
 from cli.publishing import publish as send
 from cli.retraining import Reweight, ReweightOption, aim_of, read_request, tell_made
 from cli.view import FleetView
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.profile import CellSpec
+from edge_runtime.contract.topics import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from edge_runtime.mqtt.broker import Broker
 from trainer.publish import Repository
 from trainer.release import run as make
@@ -61,6 +63,21 @@ def publish(
     role: Annotated[
         str, typer.Option(help="Who vouches: 'targets' (offline keys) or 'auto' (builder key).")
     ] = "targets",
+    chunk_kib: Annotated[
+        int,
+        typer.Option(
+            min=MIN_CHUNK_BYTES >> 10,
+            max=MAX_CHUNK_BYTES >> 10,
+            help="KiB of the model in one message; signed with it, and below what the broker takes.",
+        ),
+    ] = CHUNK_BYTES >> 10,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Sign nothing: put the metadata and every published model on a broker that has lost them.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Sign an artifact and put it, with the current metadata, on the broker.
@@ -69,11 +86,17 @@ def publish(
     """
     with reported():
         config = load_aggregator(aggregator)
-        found = Repository.create(repository)
-        published = found.add(artifact, role=role) if artifact is not None else None
-        if published is None:
+        if again and artifact is not None:
+            raise ConfigError("--again puts what is published there once more: name no artifact")
+        found = Repository(repository) if again else Repository.create(repository)
+        published = None
+        if artifact is not None:
+            published = found.add(artifact, role=role, chunk_bytes=chunk_kib << 10)
+        elif not again:
             found.refresh()
         digests = [published.digest] if published is not None else []
+        if again:
+            digests = [p.digest for p in found.published()]
         with progress("publish") as bar:
             size = send(found, digests, fleet=config.fleet, broker=broker_of(config), progress=bar)
         if as_json:
@@ -82,6 +105,12 @@ def publish(
             out.print(
                 f"published {published.model} {published.version} as {published.path} ({size / 1e3:.0f} kB sent)"
             )
+            if not published.on_brokers:
+                out.print(
+                    "too large for a broker: devices need the address of a web server under [update] url"
+                )
+        elif again:
+            out.print(f"put {len(digests)} models there again ({size / 1e3:.0f} kB sent)")
         else:
             out.print(f"renewed snapshot and timestamp ({size / 1e3:.0f} kB sent)")
 
@@ -115,6 +144,8 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
                 "serving": report.serving or "",
                 "outcome": report.outcome,
                 "reason": report.reason,
+                "shadow_rows": report.shadow_rows,
+                "shadow_disagreed": report.shadow_disagreed,
                 **_known(truths.get((device.device, report.serving)) if report.serving else None),
                 **dict(device.attributes),
             }
@@ -138,9 +169,13 @@ def fleet(config: ConfigArgument, model: str = "", as_json: JsonFlag = False) ->
                 str(row["state"]),
                 str(row["serving"])[:12],
                 f"{row['accuracy']:.3f} of {row['labelled']}" if row["labelled"] else "",
-                f"{row['outcome']} {row['reason']}".strip(),
+                shown(f"{row['outcome']} {row['reason']}{_shadow(row)}".strip()),
             )
         out.print(table)
+
+
+def _shadow(row: Mapping[str, Any]) -> str:
+    return f"; {row['shadow_disagreed']} of {row['shadow_rows']} rows otherwise" if row["shadow_rows"] else ""
 
 
 def _known(truth: DeviceTruth | None) -> dict[str, Any]:

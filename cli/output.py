@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from edge_runtime.contract.errors import (
     ConfigError,
@@ -36,6 +37,14 @@ out: Final = Console(highlight=False, soft_wrap=True, emoji=False)
 def print_json(data: Any) -> None:
     """Data for a machine, on stdout."""
     sys.stdout.write(json.dumps(data, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def shown(text: str) -> Text:
+    """What a device says of itself, for a person's terminal: it obeys no control character in it, and no markup.
+
+    A device may be anybody's by now, and a terminal that obeys can be made to show what is not so.
+    """
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), overflow="fold")
 
 
 def note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands that set up a host or a fleet: ``pki``, ``broker-config``, ``doctor``."""
+"""Commands that set up a host or a fleet: ``broker-config``, ``doctor``."""
 
 import importlib.metadata
 import platform
@@ -13,35 +13,44 @@ from cli.output import FAILED, JsonFlag, out, print_json, reported
 from edge_runtime import __version__
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import LinkError
-from trainer.publish import Repository
-
-
-def pki(
-    repository: Annotated[Path, typer.Argument(help="Where the repository stands or is to stand.")],
-    auto: Annotated[str, typer.Option(help="Let the builder key publish this model family on its own.")] = "",
-) -> None:
-    """Make the signing keys on first use, and say which have to go offline."""
-    with reported():
-        found = Repository.create(repository)
-        if auto:
-            found.enable_auto(ids.model_name(auto))
-        out.print(f"keys        {repository / 'keys'} (its README says which belong offline)", markup=False)
-        out.print(f"pinned root {found.pinned_root} (devices are provisioned with it)", markup=False)
-        for role, moment in sorted(found.expiries().items()):
-            out.print(f"{role:11} expires {moment:%Y-%m-%d}", markup=False)
+from trainer.authority import Authority
 
 
 def broker_config(
     fleet: Annotated[str, typer.Argument(help="The fleet's name.")],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for mosquitto.conf and skiff.acl.")],
+    *,
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the files, which stands in for --prefix.")
+    ],
+    authority: Annotated[
+        Path | None,
+        typer.Option(
+            "--authority", help="The fleet's authority: its certificate and its list of revoked ones."
+        ),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option(help="Where the files will be on the broker's machine.")
+    ] = "/etc/mosquitto",
+    data: Annotated[
+        str, typer.Option(help="Where the broker keeps what is retained.")
+    ] = "/var/lib/mosquitto",
+    port: Annotated[int, typer.Option(help="TCP port.", min=1, max=65535)] = 8883,
+    address: Annotated[str, typer.Option(help="Address to listen on; all without it.")] = "",
+    user: Annotated[str, typer.Option(help="Who the broker runs as when root starts it.")] = "",
 ) -> None:
-    """Write Mosquitto's configuration and the access rules of a fleet."""
+    """Write Mosquitto's configuration and the access rules of a fleet, again after every revocation."""
     with reported():
-        name = ids.fleet_id(fleet)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "mosquitto.conf").write_text(broker_files.MOSQUITTO_CONF, encoding="utf-8")
-        (folder / "skiff.acl").write_text(broker_files.acl(name), encoding="utf-8")
-        out.print(f"wrote {folder / 'mosquitto.conf'} and {folder / 'skiff.acl'}", markup=False)
+        site = broker_files.Site(
+            folder=prefix.rstrip("/"),
+            data=data,
+            port=port,
+            address=address,
+            user=user,
+            revocations=authority is not None,
+        )
+        known = Authority(authority) if authority is not None else None
+        for path in broker_files.write(folder, ids.fleet_id(fleet), site, known):
+            out.print(f"wrote {path}", markup=False)
 
 
 def doctor(as_json: JsonFlag = False) -> None:

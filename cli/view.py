@@ -18,7 +18,7 @@ from aggregator.records import (
     Selection,
     StoreFigures,
 )
-from edge_runtime.contract.ids import DeviceId, Digest
+from edge_runtime.contract.ids import DeviceId, Digest, RolloutId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Window
 
@@ -61,11 +61,7 @@ class FleetView:
         found: dict[str, int] = {}
         for device in self.online():
             report = device.report(model)
-            if (
-                report is not None
-                and report.serving is not None
-                and report.state in ("committed", "rolled_back")
-            ):
+            if report is not None and report.serving is not None and report.state != "trial":
                 found[report.serving] = found.get(report.serving, 0) + 1
         return found
 
@@ -81,6 +77,12 @@ class FleetView:
             ):
                 found.append((device.device, report.outcome, report.reason))
         return tuple(found)
+
+    def shadow(self, model: str, rollout: RolloutId) -> tuple[int, int]:
+        """How many live rows the candidate answered in the shadow on all devices, and how many otherwise."""
+        reports = [report for device in self.devices() if (report := device.report(model)) is not None]
+        of_it = [report for report in reports if report.rollout == rollout]
+        return sum(r.shadow_rows for r in of_it), sum(r.shadow_disagreed for r in of_it)
 
     def named(self, attributes: Mapping[str, Collection[str]]) -> tuple[DeviceId, ...]:
         """The devices whose attributes have one of the given values each."""

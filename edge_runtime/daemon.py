@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edge_runtime import __version__, feed
-from edge_runtime.adapters import clock
+from edge_runtime.adapters import clock, disk
 from edge_runtime.adapters.last_exit import FIRST_START
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.adapters.systemd import Notifier
@@ -37,6 +37,7 @@ from edge_runtime.watch import Watch
 
 if TYPE_CHECKING:
     from edge_runtime.adapters.status_socket import StatusSocket
+    from edge_runtime.shadowing import Shadowing
     from edge_runtime.uplink import Uplink
 
 TICK_SECONDS: Final = 0.25
@@ -71,9 +72,12 @@ class Daemon:
         self._keeper = Keeper(config)
         self._saved = self._slots.record()
         self._unsaved = False
-        self._agent = Agent(self._identity, self._on_disk(), config.budget, self._rng)
+        self._agent = Agent(
+            self._identity, self._on_disk(), config.budget, self._rng, shadows=config.shadow_cpu_share > 0
+        )
         self._link: Uplink | None = None
         self._updates = Updates(config, wake=self._wake, killed=self._watch.note)
+        self._shadowing: Shadowing | None = None
         self._stop = threading.Event()
         self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
         self._notifier = Notifier(os.environ)
@@ -149,6 +153,9 @@ class Daemon:
                 self._handle(happened)
             for told in self._updates.listen():
                 self._handle(told)
+            if self._shadowing is not None:
+                for told in self._shadowing.listen():
+                    self._handle(told)
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_SECONDS
                 self._tick(time.monotonic())
@@ -179,8 +186,10 @@ class Daemon:
                 self._end_window(runtime, window)
                 self._window = self._open_window()
         if self._looks.due(now_seconds):
-            trial = self._agent.slots.trial
-            for told in self._watch.tick(self._runtime, trial.digest if trial is not None else None):
+            if self._runtime is not None and self._agent.slots.shadowing is not None:
+                self._runtime.count()  # what is counted is what the shadow sees
+            slots = self._agent.slots
+            for told in self._watch.tick(self._runtime, slots.serving if slots.on_trial else None):
                 self._handle(told)
             for told in self._keeper.tick(now_seconds):
                 self._handle(told)
@@ -229,6 +238,8 @@ class Daemon:
         if self._feed is not None and self._feed.is_alive():
             self._feed.join(timeout=5.0)
         self._updates.kill()
+        if self._shadowing is not None:
+            self._shadowing.stop()
         if self._status is not None:
             self._status.stop()
         if self._runtime is not None and self._window is not None:
@@ -250,6 +261,8 @@ class Daemon:
                 return self._save(action)
             case core.Serve():
                 self._serve(action.digest)
+            case core.Shadow():
+                self._shadow(action.digest)
             case core.Collect():
                 self._collect(action.keep)
             case core.Publish():
@@ -270,6 +283,8 @@ class Daemon:
         try:
             if document != self._saved:
                 self._slots.write_record(document)
+                if document["quarantine"] != (self._saved or {}).get("quarantine", []):
+                    self._slots.write_record(document)  # a worn newest copy must not forget who was condemned
         except OSError as e:
             self._unsaved = True
             problem = f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space"
@@ -331,6 +346,7 @@ class Daemon:
         if self._feed is not None:
             self._feed.attach(self._runtime)
         log.info("serving digest=%s", digest)
+        self._shadow(self._shadowing.candidate if self._shadowing is not None else None)
 
     def _serve_none(self) -> None:
         """Rows wait for a model; what the last one saw is kept."""
@@ -339,6 +355,20 @@ class Daemon:
         if self._runtime is not None and self._window is not None:
             self._end_window(self._runtime, self._window)
         self._runtime, self._window, self._disproved = None, None, False
+        self._shadow(self._shadowing.candidate if self._shadowing is not None else None)
+
+    def _shadow(self, candidate: Digest | None) -> None:
+        """Has ``candidate`` compared with the model in service, whichever that is now."""
+        if self._shadowing is None:
+            if candidate is None:
+                return
+            from edge_runtime.shadowing import Shadowing  # noqa: PLC0415 (most of the time nobody needs it in memory)
+
+            self._shadowing = Shadowing(self._config, self._slots, wake=self._wake)
+        runtime = self._runtime
+        self._shadowing.follow(candidate, runtime.digest if runtime is not None else None)
+        if runtime is not None:
+            runtime.tap = self._shadowing.offer if candidate is not None else None
 
     # ── windows ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -416,7 +446,7 @@ class Daemon:
             runtime.incumbent = None
 
     def _on_trial(self) -> bool:
-        return self._agent.slots.trial is not None
+        return self._agent.slots.on_trial
 
     # ── what `skiffd --status` prints ──────────────────────────────────────────────────────────────────
 
@@ -457,6 +487,6 @@ def _boot_ns() -> int:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path)
     except OSError as e:
         raise ConfigError(f"device.state_dir: {path} cannot be made ({e.strerror})") from e

@@ -240,6 +240,24 @@ class Runtime:
             return self._failed + sum(self._refused.values())
 
     @property
+    def tap(self) -> Callable[[Rows], None] | None:
+        """Is given the packed rows (n, F) of the model in service when they are counted, by whoever counts them.
+
+        It may keep them but not change them, and must not take long: a lock is held. A swap takes it off.
+        """
+        return self._serving.tap
+
+    @tap.setter
+    def tap(self, tap: Callable[[Rows], None] | None) -> None:
+        with self._lock:
+            self._serving.tap = tap
+
+    def count(self) -> None:
+        """Counts the rows that wait for it, which else happens when there are many or a window is taken."""
+        with self._lock:
+            self._flush()
+
+    @property
     def shedding(self) -> bool:
         """Whether every call of `predict` is refused with `BudgetExceeded`, its rows counted under ``shed``."""
         return self._shedding

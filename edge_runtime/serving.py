@@ -1,6 +1,7 @@
 """A model in service: its ring of rows, what it was asked, and what is counted of it."""
 
 from array import array
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +37,8 @@ class Serving:
     Not thread-safe. ``ring`` holds the records of answered rows, see `Block`, until they are counted, ``size`` of them
     at once. ``hot`` is what answering a row needs: where to write it, the run (for a model with ranges it begins with a
     look at these), the record, a copy of the scores, and which bytes of the record tell that something in it may not be
-    finite (of the row's and the scores' numbers together, or of the row's and then of the scores').
+    finite (of the row's and the scores' numbers together, or of the row's and then of the scores'). ``tap`` is given
+    rows that were counted, see `Runtime.tap`.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Serving:
         "ring",
         "schema",
         "size",
+        "tap",
         "undefined",
     )
 
@@ -87,6 +90,7 @@ class Serving:
         self._most_waiting: Final = max(1, min(WAITING_ROWS, RING_BYTES // block.layout.itemsize))
         self._waiting: tuple[NDArray[Any], ...] | None = None  # rows, labels, scores
         self._waiting_rows = 0
+        self.tap: Callable[[Rows], None] | None = None
 
     @property
     def rows(self) -> int:
@@ -100,7 +104,7 @@ class Serving:
         if self._waiting_rows + n > self._most_waiting:
             self.count()
         if n > self._most_waiting:
-            self.binner.observe(rows, found, scores)
+            self._observe(rows, found, scores)
             return
         if self._waiting is None:
             self._waiting = tuple(
@@ -119,14 +123,19 @@ class Serving:
         self.count()
         found = np.frombuffer(b"".join(ring), self._block.layout)
         labels = found["labels"] if self._counts_labels else np.zeros(len(ring), np.int64)
-        self.binner.observe(found["row"], labels, found["scores"])
+        self._observe(found["row"], labels, found["scores"])
 
     def count(self) -> None:
         """Counts the batches that wait, in the order they came."""
         if self._waiting is not None and self._waiting_rows:
             n, self._waiting_rows = self._waiting_rows, 0
             rows, labels, scores = (values[:n] for values in self._waiting)
-            self.binner.observe(rows, labels, scores)
+            self._observe(rows, labels, scores)
+
+    def _observe(self, rows: Rows, labels: NDArray[np.int64], scores: Scores) -> None:
+        self.binner.observe(rows, labels, scores)
+        if self.tap is not None:
+            self.tap(rows)
 
     def without_answer(self, row: Rows) -> list[int]:
         """The columns of ``row`` (F,) that are to blame for a NaN score: with a golden row's value it has none."""

@@ -80,7 +80,8 @@ class Updates:
 
 
 def _job(c: DaemonConfig, action: core.StartUpdate) -> dict[str, Any]:
-    """What the child is told on its stdin; see `edge_runtime.updater`."""
+    """What the child is told on its stdin; see `edge_runtime.update_job`."""
+    tls = {"ca": c.fetch.ca, "certificate": c.broker.certificate, "key": c.broker.key}
     return {
         "state_dir": str(c.state_dir),
         "fleet": c.fleet,
@@ -88,6 +89,9 @@ def _job(c: DaemonConfig, action: core.StartUpdate) -> dict[str, Any]:
         "model": c.model,
         "device": c.device,
         "broker": {name: getattr(c.broker, name) for name in c.broker.__dataclass_fields__},
+        "web": {"url": c.fetch.url, **tls} if c.fetch.url else {},
+        "prefer": c.fetch.prefer,
+        "max_chunk_bytes": c.fetch.max_chunk_bytes,
         "release": action.release.hex(),
         "root": str(c.trust_root),
         "floor": action.floor,
@@ -95,6 +99,7 @@ def _job(c: DaemonConfig, action: core.StartUpdate) -> dict[str, Any]:
         "have": list(action.have),
         "quarantine": dict(action.quarantine),
         "budgets": {"predict_p99_ns": c.budget.predict_p99_ns, "rss_bytes": c.budget.rss_bytes},
+        "load_peak_bytes": c.costs.load_peak_bytes,
         "probe_address_space_bytes": c.probe_address_space_bytes,
         "deadline_seconds": c.update_deadline_seconds,
     }

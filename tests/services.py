@@ -121,7 +121,8 @@ class Mosquitto:
         if self._process is not None:
             self.kill()
 
-    def _launch(self) -> None:
+    def command(self) -> list[str]:
+        """How it is started, its configuration written; called before every start, with `port` set."""
         config = self._folder / "mosquitto.conf"
         lines = [
             f"listener {self.port} {HOST}",
@@ -136,10 +137,12 @@ class Mosquitto:
             self._extra_config,
         ]
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return [self._binary, "-c", str(config)]
+
+    def _launch(self) -> None:
+        command = self.command()
         with (self._folder / "mosquitto.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binary, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self._wait(lambda: accepts(self.port), f"accept on port {self.port}", START_TIMEOUT_SECONDS)
         except ServiceError:

@@ -5,7 +5,9 @@ how); an operation that needs them then says which are missing. The others stay:
 """
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,7 @@ from securesystemslib.signer import CryptoSigner
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.fields import Fields
 from trainer import files
+from trainer.change import Signers
 
 
 class PublishError(SkiffError):
@@ -31,7 +34,10 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "builder": ("builder",),
     "director": ("director",),
 }
-"""The keys of each role, by file name."""
+"""The keys of each role in a new repository, by file name."""
+SHARED: Final = ("root", "targets")
+"""The roles that several keys sign for."""
+MAX_KEYS: Final = 9
 _THRESHOLDS: Final = {"root": 2, "targets": 2}
 _MAX_FILE_BYTES: Final = 16 * 1024
 _STAGED: Final = ".next.json"
@@ -40,7 +46,7 @@ _README: Final = """\
 # Signing keys
 
 Each file holds one Ed25519 private key. Whoever reads them can speak for the publisher: keep this folder out of backups
-and version control that others can read.
+and version control that others can read. `skiff pki show` says which keys must sign now, and which of them are here.
 
 | files | needed for | where they belong |
 |---|---|---|
@@ -51,13 +57,28 @@ and version control that others can read.
 | director | releases: which devices run which approved model | the coordinator's machine |
 
 To use a key that was moved away, copy its file back, run the command, and remove it again. One lost root key is
-repaired by rotating root. With two lost, nothing can be replaced any more, and every device has to be given a new root.
+repaired by rotating root (`skiff pki rotate`). With two lost, nothing can be replaced any more, and every device has to
+be given a new root.
 """
 
 
-def threshold(role: str) -> int:
-    """How many keys of ``role`` must sign."""
+def first_threshold(role: str) -> int:
+    """How many keys of ``role`` must sign in a new repository."""
     return _THRESHOLDS.get(role, 1)
+
+
+def names_of(role: str, count: int) -> tuple[str, ...]:
+    """The file names of ``count`` keys of ``role``."""
+    return tuple(f"{role}-{number}" for number in range(1, count + 1)) if role in SHARED else (role,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Who must sign: ``threshold`` of the keys ``keyids`` of ``role``, which is one of `KEYS`."""
+
+    role: str
+    keyids: tuple[str, ...]
+    threshold: int
 
 
 class Keyring:
@@ -76,7 +97,7 @@ class Keyring:
         work = self._folder.with_name(f".{self._folder.name}.new")
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in (name for names in KEYS.values() for name in names):
-            _write_private(work / f"{name}.json", CryptoSigner.generate_ed25519())
+            _write_private(work / f"{name}.json", new_key())
         (work / "README.md").write_text(_README, encoding="utf-8")
         work.rename(self._folder)
 
@@ -85,38 +106,64 @@ class Keyring:
         return self._folder / f"{name}.json"
 
     def every(self, role: str) -> list[CryptoSigner]:
-        """All keys of ``role``, none missing; raises `PublishError`."""
+        """All keys of ``role`` in a new repository, none missing; raises `PublishError`."""
         return [_load(self.path(name)) for name in KEYS[role]]
 
-    def signers(self, role: str, keyids: Collection[str], *, purpose: str) -> list[CryptoSigner]:
-        """The keys among ``keyids`` that are here; raises `PublishError` when they are too few for ``role``."""
-        paths = [self._folder / f"{name}{end}" for name in KEYS[role] for end in (".json", _STAGED)]
-        loaded = [_load(path) for path in paths if path.exists()]
-        found = [signer for signer in loaded if signer.public_key.keyid in keyids]
-        if len(found) < threshold(role):
-            raise PublishError(
-                f"{purpose} needs {threshold(role)} of the {len(keyids)} {role} keys, and {len(found)} are in "
-                f"{self._folder}: bring back {' and '.join(f'{name}.json' for name in KEYS[role])}"
-            )
-        return found
+    def here(self, role: str) -> dict[str, str]:
+        """The file of every private key of ``role`` that is here, by its keyid; raises `PublishError`."""
+        return {_load(path).public_key.keyid: path.name for path, _ in self._files(role)}
 
-    def stage(self, role: str) -> list[CryptoSigner]:
-        """New keys for ``role``, on disk beside the old ones until `settle`."""
-        fresh = [CryptoSigner.generate_ed25519() for _ in KEYS[role]]
-        for name, signer in zip(KEYS[role], fresh, strict=True):
+    def at_hand(self, need: Need, fresh: Mapping[str, CryptoSigner]) -> Signers:
+        """What `signers` would find, by file name."""
+        made = {signer.public_key.keyid: self.path(name).name for name, signer in fresh.items()}
+        here = self.here(need.role) | made
+        names = tuple(sorted(here[keyid] for keyid in need.keyids if keyid in here))
+        return Signers(role=need.role, threshold=need.threshold, keys=len(need.keyids), here=names)
+
+    def signers(
+        self, need: Need, *, purpose: str, fresh: Mapping[str, CryptoSigner] | None = None
+    ) -> list[CryptoSigner]:
+        """The keys of ``need`` that are here or ``fresh``; raises `PublishError` when they are too few."""
+        loaded = [_load(path) for path, _ in self._files(need.role)] + list((fresh or {}).values())
+        found = {key.public_key.keyid: key for key in loaded if key.public_key.keyid in need.keyids}
+        if len(found) < need.threshold:
+            names = names_of(need.role, len(need.keyids))
+            raise PublishError(
+                f"{purpose} needs {need.threshold} of the {len(need.keyids)} {need.role} keys, and {len(found)} are "
+                f"in {self._folder}: bring back {' and '.join(f'{name}.json' for name in names)}"
+            )
+        return list(found.values())
+
+    def stage(self, fresh: Mapping[str, CryptoSigner]) -> None:
+        """Puts new keys, by name, on disk beside the old ones until `settle`."""
+        for name, signer in fresh.items():
             _write_private(self._folder / f"{name}{_STAGED}", signer)
-        return fresh
 
     def settle(self, role: str, keyids: Collection[str]) -> None:
         """Staged keys of ``role`` that metadata names (``keyids``) take the old ones' place; others are removed."""
-        for name in KEYS[role]:
-            staged = self._folder / f"{name}{_STAGED}"
-            if not staged.exists():
-                continue
+        for staged, name in [found for found in self._files(role) if found[0].name.endswith(_STAGED)]:
             if _load(staged).public_key.keyid in keyids:
                 staged.replace(self.path(name))
             else:
                 staged.unlink()
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Removes keys that no metadata names any more."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+
+    def _files(self, role: str) -> Iterator[tuple[Path, str]]:
+        """Every key file of ``role`` that is here, with the key's name."""
+        number = r"-[1-9][0-9]*" if role in SHARED else ""
+        pattern = re.compile(rf"({role}{number})(\.next)?\.json")
+        for path in sorted(self._folder.glob(f"{role}*.json")):
+            if match := pattern.fullmatch(path.name):
+                yield path, match[1]
+
+
+def new_key() -> CryptoSigner:
+    """A new Ed25519 key, in memory."""
+    return CryptoSigner.generate_ed25519()
 
 
 def _load(path: Path) -> CryptoSigner:

@@ -5,6 +5,7 @@ consistent snapshots. Our own fields in it are described in `edge_runtime.contra
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
+    Key,
     Metadata,
     MetaFile,
     Root,
@@ -26,12 +28,25 @@ from tuf.api.metadata import (
 from edge_runtime.contract import trust
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import Digest, ModelName
-from trainer.keyring import Keyring, PublishError, threshold
+from trainer.keyring import Keyring, Need, PublishError, first_threshold
 
 ONLINE_LIFE: Final = timedelta(days=7)
 """How long snapshot and timestamp are believed."""
 OFFLINE_LIFE: Final = timedelta(days=365)
 """How long root and targets roles are believed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A file of metadata that is to be signed by as many as each of ``needs`` says; its contents are final."""
+
+    name: str
+    metadata: Metadata[Any]
+    needs: tuple[Need, ...]
+
+    def signed(self, signers: Iterable[CryptoSigner]) -> bytes:
+        """The file."""
+        return _signed(self.metadata, signers)
 
 
 class MetadataSet:
@@ -48,7 +63,8 @@ class MetadataSet:
         self._timestamp = timestamp
         self._snapshot = snapshot
         self._targets = targets
-        self._files: dict[str, bytes] = {}
+        self._root_before = self.need("root")
+        self._root_version_before = root.signed.version
 
     @classmethod
     def first(cls, keys: Keyring, now: datetime) -> dict[str, bytes]:
@@ -57,7 +73,7 @@ class MetadataSet:
         for role in root.roles:
             for signer in keys.every(role):
                 root.add_key(signer.public_key, role)
-            root.roles[role].threshold = threshold(role)
+            root.roles[role].threshold = first_threshold(role)
         director = DelegatedRole(trust.DIRECTOR, [], 1, terminating=True, paths=["release/*"])
         targets = Targets(
             expires=now + OFFLINE_LIFE,
@@ -150,9 +166,19 @@ class MetadataSet:
         """The keys that metadata names for ``role``, which is one of `trainer.keyring.KEYS`."""
         if role == "builder":
             return [keyid for name in self.auto_roles for keyid in self._delegations[name].keyids]
-        if role == trust.DIRECTOR:
-            return self._delegations[role].keyids
-        return self._root.signed.roles[role].keyids
+        return list(self.need(role).keyids)
+
+    def need(self, role: str) -> Need:
+        """Who signs for ``role``: root, timestamp, snapshot, director or one of `roles`."""
+        found = self._root.signed.roles.get(role) or self._delegations[role]
+        kind = "builder" if role in self._targets and role != "targets" else role
+        return Need(role=kind, keyids=tuple(found.keyids), threshold=found.threshold)
+
+    def version(self, role: str) -> int:
+        """The version of the metadata of root, timestamp, snapshot or one of `roles`."""
+        versions = {name: md.signed.version for name, md in self._targets.items()}
+        online = {"timestamp": self._timestamp.signed.version, "snapshot": self._snapshot.signed.version}
+        return {"root": self.root_version, **versions, **online}[role]
 
     def file_names(self, root_version: int) -> list[str]:
         """The files that whoever trusts the root of ``root_version`` needs."""
@@ -162,7 +188,7 @@ class MetadataSet:
 
     # ── changing, before `sign` ────────────────────────────────────────────────────────────────────────
 
-    def add_target(self, role: str, path: str, data: bytes, custom: Mapping[str, str]) -> None:
+    def add_target(self, role: str, path: str, data: bytes, custom: Mapping[str, Any]) -> None:
         """Lets ``role`` vouch for ``data`` under ``path``."""
         target = TargetFile.from_data(path, data, ["sha256"])
         target.unrecognized_fields["custom"] = dict(custom)
@@ -184,12 +210,12 @@ class MetadataSet:
         table = self._top.unrecognized_fields.setdefault(trust.TABLE, {})
         table["revoked"] = sorted(self.revoked | set(digests))
 
-    def delegate(self, model: ModelName, builder: CryptoSigner) -> str:
+    def delegate(self, model: ModelName, builder: Key) -> str:
         """Lets ``builder`` vouch for automatic models of a family; returns the role's name."""
         name = trust.auto_role(model)
         pattern = trust.auto_pattern(model)
         self._delegations[name] = DelegatedRole(name, [], 1, terminating=True, paths=[pattern])
-        self._top.add_key(builder.public_key, name)
+        self._top.add_key(builder, name)
         self._targets[name] = Metadata(Targets())
         return name
 
@@ -200,62 +226,72 @@ class MetadataSet:
         del self._delegations[name]
         del self._targets[name]
 
-    def replace_keys(self, role: str, fresh: list[CryptoSigner], keys: Keyring, now: datetime) -> list[str]:
+    def replace_keys(self, role: str, fresh: Iterable[Key], now: datetime) -> list[str]:
         """Names ``fresh`` keys for ``role``; returns the targets roles that have to be signed again for it."""
-        if role not in self._root.signed.roles:
-            delegated = [role] if role == trust.DIRECTOR else list(self.auto_roles)
-            for name in delegated:
-                self._name_keys(self._top, name, fresh)
-            return ["targets", *(delegated if role == "builder" else [])]
-        before = self.keyids("root").copy()
-        self._name_keys(self._root.signed, role, fresh)
-        self.next_root(before, keys, now, fresh if role == "root" else [])
+        if role in self._root.signed.roles:
+            return self.resize(role, fresh, self.need(role).threshold, now)
+        delegated = [role] if role == trust.DIRECTOR else list(self.auto_roles)
+        for name in delegated:
+            self._name_keys(self._top, name, list(fresh))
+        return ["targets", *(delegated if role == "builder" else [])]
+
+    def resize(self, role: str, keys: Iterable[Key], threshold: int, now: datetime) -> list[str]:
+        """Has ``threshold`` of ``keys`` sign for ``role``, which the root names; returns as `replace_keys` does."""
+        self._name_keys(self._root.signed, role, keys)
+        self._root.signed.roles[role].threshold = threshold
+        self.next_root(now)
         return ["targets"] if role == "targets" else []
 
-    def next_root(
-        self, before: Collection[str], keys: Keyring, now: datetime, fresh: Iterable[CryptoSigner] = ()
-    ) -> None:
-        """Makes a new version of the root, signed by the root keys named ``before`` and by ``fresh`` ones."""
-        signers = keys.signers("root", before, purpose="a new root")
+    def key(self, keyid: str) -> Key:
+        """A key that the root names."""
+        return self._root.signed.keys[keyid]
+
+    def next_root(self, now: datetime) -> None:
+        """Makes a new version of the root, once, to be signed as the version before says and as it says itself."""
         self._root.signed.version += 1
         self._root.signed.expires = now + OFFLINE_LIFE
-        self._files[f"{self.root_version}.root.json"] = _signed(self._root, [*signers, *fresh])
 
     @staticmethod
-    def _name_keys(delegator: Root | Targets, role: str, signers: Iterable[CryptoSigner]) -> None:
+    def _name_keys(delegator: Root | Targets, role: str, keys: Iterable[Key]) -> None:
         for keyid in list(delegator.get_delegated_role(role).keyids):
             delegator.revoke_key(keyid, role)
-        for signer in signers:
-            delegator.add_key(signer.public_key, role)
+        for key in keys:
+            delegator.add_key(key, role)
 
     # ── signing ────────────────────────────────────────────────────────────────────────────────────────
 
-    def sign(self, changed: Iterable[str], keys: Keyring, now: datetime, *, purpose: str) -> dict[str, bytes]:
-        """New versions of the ``changed`` targets roles, of the snapshot and of the timestamp, which comes last.
-
-        Raises `PublishError` when a key is missing; ``purpose`` tells what for.
+    def drafts(self, changed: Iterable[str], now: datetime) -> list[Draft]:
+        """What is to be signed and written, in this order: a new root if there is one, new versions of the
+        ``changed`` targets roles, of the snapshot and of the timestamp.
         """
-
-        def sign(md: Metadata[Any], role: str, life: timedelta) -> bytes:
-            md.signed.expires = now + life
-            return _signed(md, keys.signers(role, self.keyids(role), purpose=purpose))
-
-        files = self._files
+        drafts = []
         snapshot, timestamp = self._snapshot.signed, self._timestamp.signed
+        if self.root_version != self._root_version_before:
+            needs = tuple(dict.fromkeys((self._root_before, self.need("root"))))
+            drafts.append(Draft(name=f"{self.root_version}.root.json", metadata=self._root, needs=needs))
         for name in changed:
             md = self._targets[name]
             before = snapshot.meta.get(f"{name}.json")
             md.signed.version = before.version + 1 if before else 1
+            md.signed.expires = now + OFFLINE_LIFE
             snapshot.meta[f"{name}.json"] = MetaFile(md.signed.version)
-            role = "targets" if name == "targets" else "builder"
-            files[f"{md.signed.version}.{name}.json"] = sign(md, role, OFFLINE_LIFE)
+            drafts.append(
+                Draft(name=f"{md.signed.version}.{name}.json", metadata=md, needs=(self.need(name),))
+            )
         snapshot.version += 1
-        files[f"{snapshot.version}.snapshot.json"] = sign(self._snapshot, "snapshot", ONLINE_LIFE)
         timestamp.version += 1
         timestamp.snapshot_meta.version = snapshot.version
         timestamp.unrecognized_fields[trust.TABLE] = _stamp(now, self._root.signed)
-        files["timestamp.json"] = sign(self._timestamp, "timestamp", ONLINE_LIFE)
-        return files
+        snapshot.expires = timestamp.expires = now + ONLINE_LIFE
+        return [
+            *drafts,
+            Draft(
+                name=f"{snapshot.version}.snapshot.json",
+                metadata=self._snapshot,
+                needs=(self.need("snapshot"),),
+            ),
+            Draft(name="timestamp.json", metadata=self._timestamp, needs=(self.need("timestamp"),)),
+        ]
 
 
 def _stamp(now: datetime, root: Root) -> dict[str, int]:

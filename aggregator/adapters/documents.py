@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aggregator.config import read_gates, read_stages, read_trial
+from aggregator.config import read_gates, read_shadow, read_stages, read_trial
 from aggregator.looks import Alarm, Look, Reading, Verdict
 from aggregator.records import Gates, Rollout
 from edge_runtime.contract import ids
@@ -16,7 +16,7 @@ from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.messages import ModelReport
 from edge_runtime.contract.packing import pack_planes, unpack_counts
 from edge_runtime.contract.profile import Profile
-from edge_runtime.contract.release import TrialGate
+from edge_runtime.contract.release import ShadowGate, TrialGate
 
 MAX_TEXT: Final = 1 << 16
 
@@ -53,6 +53,7 @@ def read_rollout(text: str) -> Rollout:
         stages=read_stages(f, "stages", ()),
         gates=read_gates(f.section("gates"), Gates()),
         trial=read_trial(f.section("trial"), TrialGate()),
+        shadow=read_shadow(f.section("shadow", {}), ShadowGate()),
         attempt=f.integer("attempt"),
         by=f.text("by", max_length=MAX_TEXT),
         why=f.text("why", max_length=MAX_TEXT),
@@ -84,6 +85,8 @@ def read_reports(text: str) -> tuple[ModelReport, ...]:
             outcome_digest=_digest(g, "outcome_digest"),
             reason=g.text("reason", max_length=MAX_TEXT),
             quarantined=tuple(ids.digest(d) for d in g.texts("quarantined")),
+            shadow_rows=g.integer("shadow_rows", 0),
+            shadow_disagreed=g.integer("shadow_disagreed", 0),
         )
         for g in f.sections("models")
     )

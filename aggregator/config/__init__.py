@@ -20,7 +20,15 @@ from aggregator.config.ingest import IngestConfig, read_ingest
 from aggregator.config.metrics import MetricsConfig, read_metrics
 from aggregator.config.paths import resolved
 from aggregator.config.retrain import RetrainConfig, read_retrain
-from aggregator.config.rollout import RolloutConfig, Stages, read_gates, read_rollout, read_stages, read_trial
+from aggregator.config.rollout import (
+    RolloutConfig,
+    Stages,
+    read_gates,
+    read_rollout,
+    read_shadow,
+    read_stages,
+    read_trial,
+)
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.contract.fields import Fields
@@ -41,6 +49,7 @@ __all__ = [
     "load",
     "parse",
     "read_gates",
+    "read_shadow",
     "read_stages",
     "read_trial",
 ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from aggregator.records import Gates
 from edge_runtime.contract.fields import Fields
-from edge_runtime.contract.release import TrialGate
+from edge_runtime.contract.release import ShadowGate, TrialGate
 
 Stages = tuple[int | float, ...]
 
@@ -20,6 +20,7 @@ class RolloutConfig:
     stages: Stages = (1, 0.25, 1.0)
     gates: Gates = field(default_factory=Gates)
     trial: TrialGate = field(default_factory=TrialGate)
+    shadow: ShadowGate = field(default_factory=lambda: ShadowGate(rows=100))
     tick_seconds: float = 1.0
 
 
@@ -30,6 +31,7 @@ def read_rollout(f: Fields) -> RolloutConfig:
         stages=read_stages(f, "stages", default.stages),
         gates=read_gates(f.section("gates", {}), default.gates),
         trial=read_trial(f.section("trial", {}), default.trial),
+        shadow=read_shadow(f.section("shadow", {}), default.shadow),
         tick_seconds=f.number("tick_seconds", default.tick_seconds, low=0.01, high=3600.0),
     )
     f.finish()
@@ -85,3 +87,13 @@ def read_trial(f: Fields, d: TrialGate) -> TrialGate:
     )
     f.finish()
     return trial
+
+
+def read_shadow(f: Fields, d: ShadowGate) -> ShadowGate:
+    """The shadow's gate on the device, with ``d`` where a key is absent; raises the reader's error family."""
+    shadow = ShadowGate(
+        rows=f.integer("rows", d.rows),
+        max_disagreement=f.number("max_disagreement", d.max_disagreement, low=0.0, high=1.0),
+    )
+    f.finish()
+    return shadow

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from aggregator.config import RolloutConfig, read_gates, read_stages, read_trial
+from aggregator.config import RolloutConfig, read_gates, read_shadow, read_stages, read_trial
 from aggregator.core import gates, rollout
 from aggregator.core.gates import Evidence
 from aggregator.records import DEFAULT_COHORT, AuditEntry, DeviceRecord, Request, Rollout, Track
@@ -40,11 +40,12 @@ class StatusSeen:
 @dataclass(frozen=True, slots=True)
 class RequestSeen:
     """An order from the ledger. ``artifact`` is the model family of the digest it names, None when that is
-    unknown here.
+    unknown here; ``published`` whether the publisher vouches for it, None where nobody can say.
     """
 
     request: Request
     artifact: ModelName | None = None
+    published: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +271,7 @@ class Coordinator:
             stages=read_stages(f, "stages", self._defaults.stages),
             gates=read_gates(f.section("gates", {}), self._defaults.gates),
             trial=read_trial(f.section("trial", {}), self._defaults.trial),
+            shadow=read_shadow(f.section("shadow", {}), self._defaults.shadow),
             attempt=f.integer("attempt", 1, low=1),
             by=request.by,
             why=request.why,
@@ -279,6 +281,11 @@ class Coordinator:
         f.finish()
         if event.artifact is None:
             raise ContractError(f"no artifact {candidate} in the registry: publish it first")
+        if event.published is False:
+            raise ContractError(
+                f"{candidate} is not published, or was revoked, so no device would run it: publish it first, with "
+                "`skiff publish`"
+            )
         if event.artifact != model:
             raise ContractError(f"artifact {candidate} is a model of {event.artifact}, not of {model}")
         if track.rollout is not None and track.rollout.state in rollout.ACTIVE:

@@ -46,12 +46,18 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a stage's devices stand: ``present`` can be heard or have decided, ``failed`` refused or rolled back."""
+    """How a stage's devices stand: ``present`` can be heard or have decided, ``failed`` refused or rolled back.
+
+    In the shadow their candidate answered ``shadow_rows`` live rows, ``shadow_disagreed`` of them otherwise than the
+    model in service. How much of that is too much is each device's to say, see `Release.shadow`.
+    """
 
     members: int
     present: int
     committed: int
     failed: tuple[tuple[str, str], ...]
+    shadow_rows: int = 0
+    shadow_disagreed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,7 @@ def failure(record: DeviceRecord, rollout: Rollout) -> str:
 
 def standing(rollout: Rollout, members: Iterable[DeviceRecord]) -> Standing:
     """Counts the stage's devices."""
-    total = present = done = 0
+    total = present = done = rows = disagreed = 0
     failed = []
     for record in members:
         total += 1
@@ -95,7 +101,17 @@ def standing(rollout: Rollout, members: Iterable[DeviceRecord]) -> Standing:
         present += bool(record.online or has or reason)
         if reason:
             failed.append((str(record.device), reason))
-    return Standing(members=total, present=present, committed=done, failed=tuple(failed))
+        report = record.report(rollout.model)
+        if report is not None and report.rollout == rollout.rollout:
+            rows, disagreed = rows + report.shadow_rows, disagreed + report.shadow_disagreed
+    return Standing(
+        members=total,
+        present=present,
+        committed=done,
+        failed=tuple(failed),
+        shadow_rows=rows,
+        shadow_disagreed=disagreed,
+    )
 
 
 def too_many_failed(rollout: Rollout, stand: Standing) -> str:
@@ -128,6 +144,8 @@ def judge(rollout: Rollout, stand: Standing, evidence: Evidence, now_ns: int) ->
     if waits:
         return Outcome(action=WAIT, why=waits[0], ready=True)
     why = f"{stand.committed} of {stand.members} devices committed, every gate passed"
+    if stand.shadow_rows:
+        why += f"; {stand.shadow_disagreed} of {stand.shadow_rows} rows were answered otherwise in the shadow"
     return Outcome(action=GO, why=why, ready=True)
 
 

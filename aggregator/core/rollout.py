@@ -164,4 +164,5 @@ def release_of(rollout: Rollout, fleet: FleetId, revision: int) -> Release:
         incumbent=rollout.candidate if completed else rollout.incumbent,
         attempt=rollout.attempt,
         trial=rollout.trial,
+        shadow=rollout.shadow,
     )

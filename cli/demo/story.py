@@ -299,6 +299,12 @@ class Story:
         self._wait_serving("2", len(self.devices))
         self.moments.mark("version 2 everywhere")
         self._say(f"the gate passed and the rest followed: {len(self.devices)} devices report version 2")
+        rows, otherwise = self.view.shadow(MODEL, rollout.rollout)
+        self._require(rows > 0, "no device answered rows in the shadow before it tried version 2")
+        self._say(
+            f"before it served, version 2 answered {rows} live rows in the shadow of version 1, "
+            f"{otherwise / rows:.0%} of them otherwise"
+        )
         self._wait(
             "labelled windows of version 2 on the right wrist",
             lambda: self.accuracy("right", "2")[0] >= ENOUGH_LABELLED,

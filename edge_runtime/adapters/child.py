@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,8 @@ class Child:
     """Runs ``python -m module`` with one JSON document on stdin; every line it prints is a JSON object.
 
     ``wake`` is called from a thread of this class when something can be read with `poll`. The child is killed
-    after ``deadline_seconds``, and with it every process it started. A child that cannot even be started says so in
-    its last line, like any other end.
+    after ``deadline_seconds``, where given, and with it every process it started; else it lives until `kill`. It
+    inherits ``pass_fds``. A child that cannot even be started says so in its last line, like any other end.
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class Child:
         job: Mapping[str, Any],
         *,
         wake: Callable[[], None],
-        deadline_seconds: float,
+        deadline_seconds: float | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._errors: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
@@ -46,18 +47,26 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         except OSError as e:
             self._put({"exit": -1, "stderr": f"cannot be started: {e}"})
             return
         self._process = process
-        self._timer = threading.Timer(deadline_seconds, self._expire, (deadline_seconds,))
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer: threading.Timer | None = None
+        if deadline_seconds is not None:
+            self._timer = threading.Timer(deadline_seconds, self._expire, (deadline_seconds,))
+            self._timer.daemon = True
+            self._timer.start()
         self._stderr = threading.Thread(target=self._read_errors, args=(process,), daemon=True)
         self._stderr.start()
         threading.Thread(target=self._write, args=(process, document), daemon=True).start()
         threading.Thread(target=self._read, args=(process,), daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process, 0 when it could not be started."""
+        return self._process.pid if self._process is not None else 0
 
     def poll(self) -> dict[str, Any] | None:
         """The next line, or None when there is none yet. The last one has the key ``exit``: code and last words."""
@@ -100,7 +109,8 @@ class Child:
                 self._errors.append(f"not a JSON object: {line[:200]!r}")
         process.stdout.close()
         code = process.wait()
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._stderr.join(timeout=1.0)
         self._put({"exit": code, "stderr": "\n".join(self._errors)})
 

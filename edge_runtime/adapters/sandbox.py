@@ -1,6 +1,7 @@
 """Running a module in a process of its own, whose answer cannot be larger or later than asked for."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,16 @@ class Ended:
         if self.code < 0:
             return f"crashed with {signal.Signals(-self.code).name}"
         return f"ended with code {self.code}"
+
+
+def limit(kind: int, soft: int, *, beyond: int = 0) -> None:
+    """Binds this process for good to ``soft`` of what `resource.setrlimit` calls ``kind``, or less if it is already.
+
+    The hard limit is ``beyond`` more, for a kind whose soft limit sends a signal.
+    """
+    _, ceiling = resource.getrlimit(kind)
+    hard = soft + beyond if ceiling == resource.RLIM_INFINITY else min(soft + beyond, ceiling)
+    resource.setrlimit(kind, (min(soft, hard), hard))
 
 
 def run(module: str, task: Mapping[str, Any], *, timeout_seconds: float) -> Ended:

@@ -34,8 +34,7 @@ class Slots:
         self._blobs: Final = root / "blobs"
         self._staging: Final = root / "staging"
         for folder in (self._blobs, self._staging):
-            folder.mkdir(parents=True, exist_ok=True)
-        disk.flush(root)
+            disk.make_folder(folder)
 
     # ── the record ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,10 +107,7 @@ class Slots:
             raise ArtifactError(
                 f"model {digest}: the download has SHA-256 {found} and was deleted; fetch it again"
             )
-        disk.flush(source)
-        source.replace(target)
-        disk.flush(self._blobs)
-        disk.flush(self._staging)
+        disk.move_file(source, target)
         return target
 
     def collect(self, keep: Collection[Digest]) -> list[Digest]:
@@ -142,9 +138,11 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 def _read_copy(path: Path) -> tuple[int, dict[str, Any] | None, str]:
     """Generation and content of one copy, or why there is none ("" when it was never written)."""
     try:
-        data = path.read_bytes()
+        data = _read(path)
     except FileNotFoundError:
         return 0, None, ""
+    except OSError as e:
+        return 0, None, f"{path}: cannot be read ({e.strerror})"
     try:
         document = json.loads(data)
         generation, record = document["generation"], document["record"]
@@ -154,6 +152,16 @@ def _read_copy(path: Path) -> tuple[int, dict[str, Any] | None, str]:
     if not whole or not isinstance(generation, int) or not isinstance(record, dict):
         return 0, None, f"{path}: the checksum does not match"
     return generation, record, ""
+
+
+def _read(path: Path) -> bytes:
+    """A worn sector may read well the second time, and the copy before knows less: no quarantine that came since."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return path.read_bytes()
 
 
 def _hash_file(path: Path) -> str:

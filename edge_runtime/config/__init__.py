@@ -59,6 +59,16 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchConfig:
+    """Where models come from besides the broker: ``url`` "" for nowhere; ``prefer`` is one of `topics.CARRIERS`."""
+
+    url: str
+    ca: str
+    prefer: str
+    max_chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
     """Everything ``skiffd`` is told. Paths are absolute; times carry their unit in the name."""
 
@@ -77,8 +87,10 @@ class DaemonConfig:
     budget: Budget
     limits: Limits
     costs: Costs
+    fetch: FetchConfig
     probe_address_space_bytes: int
     update_deadline_seconds: float
+    shadow_cpu_share: float
     outbox_bytes: int
     threads: int
     arena: bool
@@ -155,8 +167,10 @@ def _build(d: Document, where: str, folder: Path) -> DaemonConfig:
         ),
         limits=_limits(d, where),
         costs=_costs(d),
+        fetch=_fetch(d, folder),
         probe_address_space_bytes=_megabytes(d, "update.probe_address_space_mb"),
         update_deadline_seconds=d.number("update.deadline_seconds"),
+        shadow_cpu_share=d.number("update.shadow_cpu_share"),
         outbox_bytes=_megabytes(d, "outbox.max_mb") or int(d.number("outbox.max_kb") * 1024),
     )
 
@@ -199,6 +213,16 @@ def _costs(d: Document) -> Costs:
         update_peak_bytes=_megabytes(d, "budgets.update_mb"),
         window_bytes=d.integer("budgets.window_bytes"),
         start_seconds=d.number("budgets.start_seconds"),
+    )
+
+
+def _fetch(d: Document, folder: Path) -> FetchConfig:
+    ca = d.text("update.ca")
+    return FetchConfig(
+        url=d.text("update.url"),
+        ca=str(_path(ca, folder)) if ca else "",
+        prefer=d.text("update.prefer"),
+        max_chunk_bytes=d.integer("update.max_chunk_kib") * 1024,
     )
 
 

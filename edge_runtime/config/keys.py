@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.contract.fields import REQUIRED, Fields
-from edge_runtime.contract.topics import PROTOCOLS
+from edge_runtime.contract.topics import CARRIERS, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, PROTOCOLS
+from edge_runtime.contract.trust import REPOSITORY_URL, repository_url
 
 Value = str | int | float | bool
 Kind = Literal["text", "path", "integer", "number", "flag", "flag_or_auto"]
@@ -205,13 +206,28 @@ SECTIONS: Final = (
     ),
     Section(
         name="update",
-        why="Limits of the child that fetches, verifies and tries a model.",
+        why="Where models come from besides the broker, and limits of the child that fetches, verifies and tries them.",
         keys=(
+            Key(
+                name="url", kind="text", default="", pattern=f"(?:{REPOSITORY_URL})?", check=repository_url,
+                why="https address of a copy of the publisher's metadata/ and targets/, for models above 8 MiB and "
+                'where the broker has none; the client certificate is that of [broker.tls]. "": the broker alone.',
+            ),
+            _path("ca", 'PEM file with the authority of that web server; "": those that the system trusts.'),
+            _choice("prefer", CARRIERS, "Which way is tried first for what both can bring."),
+            _integer(
+                "max_chunk_kib", MAX_CHUNK_BYTES >> 10, MIN_CHUNK_BYTES >> 10, MAX_CHUNK_BYTES >> 10, "KiB",
+                "Models in larger chunks are not taken from the broker; four are held in memory at a time.",
+            ),
             _number(
                 "probe_address_space_mb", 2048.0, 64.0, 1e6, "MB",
                 "Address space of the process that tries a model first; a graph that wants more is refused.",
             ),
             _number("deadline_seconds", 600.0, 1.0, 604800.0, "s", "An update that takes longer starts again later."),
+            _number(
+                "shadow_cpu_share", 0.1, 0.0, 1.0, "",
+                "Of one CPU, for a candidate that answers rows unheard before its trial; with 0 there is no such time.",
+            ),
         ),
     ),
     Section(
@@ -256,6 +272,7 @@ _PAIR: Final = "belong together: give both or neither"
 NEEDS: Final = (
     Need(section="broker.tls", key="certificate", value="", needed="key", why=f"and certificate {_PAIR}"),
     Need(section="broker.tls", key="key", value="", needed="certificate", why=f"and key {_PAIR}"),
+    Need(section="update", key="prefer", value="https", needed="url", why="is missing: prefer names it"),
     Need(
         section="source",
         key="kind",

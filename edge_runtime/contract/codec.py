@@ -7,7 +7,9 @@ parsed: 1 MB of empty msgpack maps costs 71 MB with a plain ``unpackb``.
 A body is a table of named fields. Since minor 1 the body of a window is a list, whose items have the names and the
 order of `WINDOW`, as have its parts (`LATENCY`, `HEALTH`): names took a fifth of the message. Items that a sender does
 not know yet are missing at the end, items that a reader does not know yet come after those it knows. Minor 2 adds a
-kind, `Labels`, which a centre of minor 1 refuses; nothing else is written otherwise than by minor 1.
+kind, `Labels`, which a centre of minor 1 refuses; nothing else is written otherwise than by minor 1. Minor 3 adds the
+table ``shadow`` to a model's report; the state ``shadow`` is written there, and as ``probed`` where minor 2 looks: it
+refuses states that it does not know.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from edge_runtime.contract.packing import pack_counts, unpack_all, unpack_counts
 from edge_runtime.contract.profile import MAX_CLASSES, Counts, Profile
 
 MAJOR: Final = 1
-MINOR: Final = 2
+MINOR: Final = 3
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 MAX_ITEMS: Final = MAX_CLASSES + 1
 MAX_LABELLED: Final = 1 << 32
@@ -38,6 +40,7 @@ WINDOW: Final = (
 )
 """What the items of a window's body are, in this order; new ones come last."""
 _COUNTS: Final = WINDOW.index("counts")
+_SHADOW: Final = "shadow"
 HEALTH: Final = plain.HEALTH
 LATENCY: Final = ("offset", "counts", "zero", "sum", "max")
 
@@ -76,7 +79,7 @@ def _raw(digest: ids.Digest | None) -> bytes:
 def _report_body(r: messages.ModelReport) -> dict[str, object]:
     return {
         "model": r.model,
-        "state": r.state,
+        "state": "probed" if r.state == _SHADOW else r.state,
         "serving": _raw(r.serving),
         "previous": _raw(r.previous),
         "candidate": _raw(r.candidate),
@@ -86,7 +89,15 @@ def _report_body(r: messages.ModelReport) -> dict[str, object]:
         "outcome_digest": _raw(r.outcome_digest),
         "reason": r.reason,
         "quarantined": [_raw(d) for d in r.quarantined],
+        **_shadow_body(r),
     }
+
+
+def _shadow_body(r: messages.ModelReport) -> dict[str, object]:
+    """Nothing where there is nothing to tell, so that such reports are what minor 2 wrote."""
+    if r.state != _SHADOW and not r.shadow_rows:
+        return {}
+    return {"shadow": {"now": r.state == _SHADOW, "rows": r.shadow_rows, "disagreed": r.shadow_disagreed}}
 
 
 def _read_report(f: Fields) -> messages.ModelReport:
@@ -95,9 +106,10 @@ def _read_report(f: Fields) -> messages.ModelReport:
         if not isinstance(item, bytes):
             raise f.fail("quarantined", "expected digests as bytes")
         quarantined.append(ids.digest(item.hex()))
+    shadow = f.section("shadow", {})
     return messages.ModelReport(
         model=ids.model_name(f.text("model")),
-        state=f.text("state", choices=messages.SLOT_STATES),
+        state=_SHADOW if shadow.flag("now", False) else f.text("state", choices=messages.SLOT_STATES),
         serving=_optional_digest(f, "serving"),
         previous=_optional_digest(f, "previous"),
         candidate=_optional_digest(f, "candidate"),
@@ -107,6 +119,8 @@ def _read_report(f: Fields) -> messages.ModelReport:
         outcome_digest=_optional_digest(f, "outcome_digest"),
         reason=f.text("reason", ""),
         quarantined=tuple(quarantined),
+        shadow_rows=shadow.integer("rows", 0),
+        shadow_disagreed=shadow.integer("disagreed", 0),
     )
 
 

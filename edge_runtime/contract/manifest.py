@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ArtifactError, ContractError
 from edge_runtime.contract.fields import Fields
-from edge_runtime.contract.ids import ModelName
+from edge_runtime.contract.ids import Digest, ModelName
 from edge_runtime.contract.onnx_metadata import MAX_METADATA_BYTES, read_metadata
 from edge_runtime.contract.packing import pack_planes, unpack_counts
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile
@@ -355,6 +355,14 @@ def to_metadata(
             "use fewer groups, golden rows or features"
         )
     return found
+
+
+def manifest_digest(model: bytes) -> Digest:
+    """SHA-256 of the manifest's text in the bytes of an ``.onnx`` file; raises `ArtifactError` when it has none."""
+    metadata, _, _ = read_metadata(model)
+    if "skiff.manifest" not in metadata:
+        raise ArtifactError("not a skiff artifact: skiff.manifest is missing")
+    return ids.digest_of(metadata["skiff.manifest"].encode())
 
 
 def read_info(model: bytes) -> ArtifactInfo:

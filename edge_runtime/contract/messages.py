@@ -11,7 +11,7 @@ from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SessionId, So
 from edge_runtime.contract.latency import NONE, LatencyHistogram
 from edge_runtime.contract.profile import Profile
 
-SLOT_STATES = ("idle", "fetching", "verified", "probed", "trial", "committed", "rolled_back")
+SLOT_STATES = ("idle", "fetching", "verified", "probed", "shadow", "trial", "committed", "rolled_back")
 OUTCOMES = ("", "committed", "refused", "rolled_back")
 COMMANDS = ("rebirth",)
 CLOCKS = ("", "synced", "unsynced")
@@ -23,7 +23,9 @@ class ModelReport:
 
     ``serving`` is the digest that answers predictions, ``previous`` the one kept to fall back to,
     ``candidate`` the one being fetched, proven or tried. ``outcome`` and ``reason`` tell how the last
-    rollout ended here; ``rollout`` and ``revision`` name the last release that was verified.
+    rollout ended here; ``rollout`` and ``revision`` name the last release that was verified. ``shadow_rows`` is how
+    many live rows the last candidate answered in the shadow of the model in service, ``shadow_disagreed`` how many of
+    them otherwise.
     """
 
     model: ModelName
@@ -37,6 +39,8 @@ class ModelReport:
     outcome_digest: Digest | None = None
     reason: str = ""
     quarantined: tuple[Digest, ...] = ()
+    shadow_rows: int = 0
+    shadow_disagreed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,18 @@ class TrialGate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowGate:
+    """What a candidate needs before its trial: ``rows`` live rows answered beside the model that serves.
+
+    It is refused when it answers a larger share of them otherwise than ``max_disagreement``; with 1 disagreement is
+    counted only. With 0 rows there is no shadow.
+    """
+
+    rows: int = 0
+    max_disagreement: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """Who should run what, in one cohort, of one model family.
 
@@ -49,6 +61,7 @@ class Release:
     incumbent: Digest | None
     attempt: int = 1
     trial: TrialGate = TrialGate()
+    shadow: ShadowGate = ShadowGate()
 
 
 def stage_hash(device: DeviceId, rollout: RolloutId) -> int:
@@ -64,28 +77,30 @@ def desired(release: Release, device: DeviceId) -> Digest | None:
 
 
 def to_payload(release: Release) -> bytes:
-    """The canonical bytes that are signed."""
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "fleet": release.fleet,
-            "cohort": release.cohort,
-            "model": release.model,
-            "rollout": release.rollout,
-            "revision": release.revision,
-            "threshold": str(release.threshold),
-            "candidate": release.candidate or "",
-            "incumbent": release.incumbent or "",
-            "attempt": release.attempt,
-            "trial": {
-                "predictions": release.trial.predictions,
-                "seconds": release.trial.seconds,
-                "starts": release.trial.starts,
-            },
+    """The canonical bytes that are signed. Without a shadow they are what they were before there was one."""
+    document: dict[str, object] = {
+        "schema": SCHEMA,
+        "fleet": release.fleet,
+        "cohort": release.cohort,
+        "model": release.model,
+        "rollout": release.rollout,
+        "revision": release.revision,
+        "threshold": str(release.threshold),
+        "candidate": release.candidate or "",
+        "incumbent": release.incumbent or "",
+        "attempt": release.attempt,
+        "trial": {
+            "predictions": release.trial.predictions,
+            "seconds": release.trial.seconds,
+            "starts": release.trial.starts,
         },
-        sort_keys=True,
-        separators=(",", ":"),
-    ).encode()
+    }
+    if release.shadow != ShadowGate():
+        document["shadow"] = {
+            "rows": release.shadow.rows,
+            "max_disagreement": release.shadow.max_disagreement,
+        }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def from_payload(payload: bytes) -> Release:
@@ -101,7 +116,7 @@ def from_payload(payload: bytes) -> Release:
     threshold = f.text("threshold", max_length=20)
     if not threshold.isdecimal() or int(threshold) > EVERYONE:
         raise f.fail("threshold", f"{threshold!r} is not a whole number of at most 2^64")
-    trial = f.section("trial", {})
+    trial, shadow = f.section("trial", {}), f.section("shadow", {})
     return Release(
         fleet=ids.fleet_id(f.text("fleet")),
         cohort=ids.cohort_id(f.text("cohort")),
@@ -116,6 +131,10 @@ def from_payload(payload: bytes) -> Release:
             predictions=trial.integer("predictions", 200),
             seconds=trial.number("seconds", 5.0, low=0.0),
             starts=trial.integer("starts", 3, low=1, high=1000),
+        ),
+        shadow=ShadowGate(
+            rows=shadow.integer("rows", 0),
+            max_disagreement=shadow.number("max_disagreement", 1.0, low=0.0, high=1.0),
         ),
     )
 

@@ -14,8 +14,15 @@ from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, Model
 PREFIX: Final = "skiff/1"
 PROTOCOLS: Final = ("auto", "5", "3.1.1")
 """Versions of MQTT that can be asked for; all of this works on each."""
+MQTT, HTTPS = CARRIERS = ("mqtt", "https")
+"""Ways to what the publisher signed."""
 CHUNK_BYTES: Final = 64 * 1024
+"""Of a chunk, where the signed metadata of the model says nothing else."""
+MIN_CHUNK_BYTES: Final = 1024
+MAX_CHUNK_BYTES: Final = 256 * 1024
+"""What fits into a packet as the device's link takes them, with the topic."""
 MAX_BLOB_BYTES: Final = 8 * 1024 * 1024
+"""Of a model that is retained on a broker; larger ones are fetched over HTTPS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,12 @@ class Topics:
         """TUF metadata for devices whose trusted root has this version."""
         return self._of("tuf", str(root_version))
 
+    def packed_trust(self, root_version: int) -> str:
+        """The same, compressed: a zlib stream (RFC 1950) of the `trust` message. Devices ask for it first."""
+        return self._of("tuf", f"{root_version}z")
+
     def chunk(self, digest: Digest, index: int) -> str:
-        """The ``index``-th chunk of `CHUNK_BYTES` of a blob."""
+        """The ``index``-th chunk of a blob: as many bytes as its metadata says, `CHUNK_BYTES` by default."""
         return self._of("blob", digest, str(index))
 
     def every(self, what: str, share: str = "") -> str:
@@ -130,6 +141,6 @@ class Topics:
         return None if name == topic or "/" in name else ids.source_id(name)
 
 
-def chunk_count(length: int) -> int:
+def chunk_count(length: int, chunk_bytes: int = CHUNK_BYTES) -> int:
     """How many chunks a blob of ``length`` bytes has; an empty blob has none."""
-    return -(-length // CHUNK_BYTES)
+    return -(-length // chunk_bytes)

@@ -36,6 +36,8 @@ from edge_runtime.core.events import (
     Serve,
     Served,
     ServeFailed,
+    Shadow,
+    Shadowed,
     Started,
     StartUpdate,
     Ticked,
@@ -46,6 +48,7 @@ from edge_runtime.core.events import (
     WindowClosed,
 )
 from edge_runtime.core.lifecycle import SlotState
+from edge_runtime.core.offers import Offers
 from edge_runtime.core.voice import Identity, Voice
 
 MAX_IN_FLIGHT: Final = 20
@@ -55,34 +58,40 @@ COMPLAINT_SECONDS: Final = 60.0
 """What a peer can provoke is noted this often at most, so that a flood of it cannot push windows out of the outbox."""
 PROGRESS_SECONDS: Final = 10.0
 """A trial's progress is made durable at once when it begins, then this often: flash memory wears."""
-MAX_OFFERS: Final = 4
 SAVE_SECONDS: Final = 10.0
 """A disk that refused the state is asked again after this long."""
 
 
 class Agent:
-    """One device's control plane for one model family. Not thread-safe: one loop owns it."""
+    """One device's control plane for one model family. Not thread-safe: one loop owns it.
 
-    def __init__(self, identity: Identity, slots: SlotState, budget: Budget, rng: random.Random) -> None:
+    Without ``shadows`` a candidate goes to its trial at once, whatever the release says.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        slots: SlotState,
+        budget: Budget,
+        rng: random.Random,
+        *,
+        shadows: bool = True,
+    ) -> None:
         self._me = identity
         self._topics = topics.Topics(identity.fleet)
         self._voice = Voice(identity)
         self._slots = slots
         self._budget = budget
         self._rng = rng
+        self._shadows = shadows
+        self._shadowing: Digest | None = None
         self._clock = ""
         self._connected = False
         self._phase: tuple[str, Digest] | None = None
         self._in_flight: dict[tuple[SessionId, int], float] = {}
         self._reported: tuple[str, ModelReport] | None = None
         self._complaints: dict[str, tuple[float, int]] = {}
-        # Releases by their signed bytes: those in line with the revision they claim, and those done with.
-        self._offers: dict[bytes, int] = {}
-        self._followed = b""
-        self._refused = b""
-        self._updating = b""
-        self._attempt = 0
-        self._retry_at: float | None = None
+        self._offers = Offers(rng)
         # The trial's CPU times before this activation, and when its progress was last saved.
         self._cpu_before = LatencyHistogram()
         self._progress_saved_at = -math.inf
@@ -131,6 +140,8 @@ class Agent:
             case Served():
                 self._loaded(event.digest)
                 return self._served(event, now_seconds, wall_ns)
+            case Shadowed():
+                return self._shadowed(event, now_seconds, wall_ns)
             case ServeFailed():
                 return self._serve_failed(event, now_seconds, wall_ns)
             case Unsaved():
@@ -168,13 +179,16 @@ class Agent:
 
     def _follow_up(self, event: AgentEvent, now_seconds: float) -> list[Action]:
         actions: list[Action] = []
-        if self._garbage and not self._updating:  # a blob the child has just installed is not known yet
+        wanted = None if self._uncounted else self._slots.shadowing
+        if wanted != self._shadowing:
+            self._shadowing = wanted
+            actions.append(Shadow(wanted))
+        if self._garbage and not self._offers.working:  # a blob the child has just installed is not known yet
             self._garbage = False
             actions.append(Collect(self._slots.known))
         if self._connected:
-            waiting = self._retry_at is not None and now_seconds < self._retry_at
-            if self._offers and not self._updating and not waiting:
-                actions.append(self._start_update())
+            if (offered := self._offers.next(now_seconds)) is not None:
+                actions.append(self._start_update(offered))
             actions += self._birth()
             for key in [k for k, deadline in self._in_flight.items() if deadline <= now_seconds]:
                 del self._in_flight[key]
@@ -192,7 +206,7 @@ class Agent:
         if (
             s.trial is not None
         ):  # also while the next one is fetched: whoever counts commits must not count this
-            state, candidate = "trial", s.trial.digest
+            state, candidate = ("trial" if s.on_trial else "shadow"), s.trial.digest
         elif self._phase is not None:
             state, candidate = self._phase
         else:
@@ -211,6 +225,8 @@ class Agent:
             outcome_digest=s.outcome_digest if s.outcome else None,
             reason=s.reason,
             quarantined=tuple(d for d, _ in s.quarantine if d != s.serving),
+            shadow_rows=s.shadow_rows,
+            shadow_disagreed=s.shadow_disagreed,
         )
 
     def _birth(self) -> list[Action]:
@@ -240,12 +256,16 @@ class Agent:
 
     def _started(self, wall_ns: int) -> list[Action]:
         before = self._slots.trial
+        if (
+            not self._shadows and self._slots.shadowing is not None
+        ):  # it was begun under another configuration
+            self._slots = lifecycle.leave_shadow(self._slots)
         # To serve comes first: keeping a record waits for the disk.
         note = self._note("started", wall_ns, serving=self._slots.serving or "")
         actions = [*self._activate(), note]
         if before is not None and self._slots.trial is None:
             self._garbage = True
-            actions.append(self._ended_note("rolled_back", before.digest, wall_ns))
+            actions.append(self._ended_note(before.digest, wall_ns))
         return actions
 
     def _arrived(self, event: MessageArrived, now_seconds: float, wall_ns: int) -> list[Action]:
@@ -280,17 +300,11 @@ class Agent:
                 f"release: is for {claimed.fleet}/{claimed.cohort}/{claimed.model}, "
                 f"not for {me.fleet}/{me.cohort}/{me.model}"
             )
-        stale = claimed.revision < self._slots.floor(me.cohort)
-        if stale or signed in self._offers or signed in (self._followed, self._refused):
-            return
-        if len(self._offers) == MAX_OFFERS:  # late ones make room for the newest, claims for what came now
-            del self._offers[min(self._offers, key=self._offers.__getitem__)]
-        self._offers[signed] = claimed.revision
+        self._offers.put(signed, claimed.revision)
 
-    def _start_update(self) -> StartUpdate:
-        self._updating = max(self._offers, key=self._offers.__getitem__)
+    def _start_update(self, offered: bytes) -> StartUpdate:
         return StartUpdate(
-            release=self._updating,
+            release=offered,
             floor=self._slots.floor(self._me.cohort),
             serving=self._answering,
             have=self._have,
@@ -304,28 +318,23 @@ class Agent:
 
     @property
     def _have(self) -> tuple[Digest, ...]:
-        kept = (self._slots.committed, self._slots.previous)
+        kept = (self._slots.committed, self._slots.previous, self._slots.shadowing)
         return tuple(d for d in kept if d is not None and d not in self._broken)
 
-    def _back_off(self, now_seconds: float) -> None:
-        self._attempt += 1
-        self._retry_at = now_seconds + next_delay_seconds(self._attempt, self._rng)
-
     def _update_ended(self, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
-        of, self._updating, self._phase = self._updating, b"", None
-        if not event.ok and event.retry:
-            self._back_off(now_seconds)
-            note = self._note("update_delayed", wall_ns, stage=event.stage, reason=event.reason)
-            return [note] if self._attempt == 1 else []
-        self._offers.pop(of, None)
+        self._phase = None
         why = {"stage": event.stage, "reason": event.reason}
+        if not event.ok and event.retry:
+            return (
+                [self._note("update_delayed", wall_ns, **why)]
+                if self._offers.interrupted(now_seconds)
+                else []
+            )
         release = event.release
         if release is None:
-            self._refused = of
-            self._back_off(now_seconds)
+            self._offers.refuse(now_seconds)
             return self._complain("release_refused", now_seconds, wall_ns, **why)
-        self._followed, self._attempt, self._retry_at = of, 0, None
-        self._offers = {o: r for o, r in self._offers.items() if r > release.revision}
+        self._offers.follow(release.revision)
         self._slots = lifecycle.accept(self._slots, release)
         if event.ok:
             return self._follow(release, event, now_seconds, wall_ns)
@@ -336,7 +345,7 @@ class Agent:
     def _refuse(self, digest: Digest, attempt: int, reason: str, wall_ns: int) -> list[Action]:
         self._slots = lifecycle.refuse(self._slots, digest, attempt=attempt, reason=reason)
         self._garbage = True
-        return [self._keep(), self._ended_note("refused", digest, wall_ns)]
+        return [self._keep(), self._ended_note(digest, wall_ns)]
 
     def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         s = self._slots
@@ -346,41 +355,66 @@ class Agent:
             serving=self._answering,
             have=self._have,
             quarantine=dict(s.quarantine),
+            shadowing=s.shadowing,
         )
+        if action == "keep" and s.shadowing is not None and digest != s.shadowing:
+            self._slots, self._garbage = lifecycle.withdraw(s), True
+            return [
+                self._keep(),
+                self._note("withdrawn", wall_ns, digest=s.shadowing, rollout=release.rollout),
+            ]
         if digest is None and s.trial is not None and s.committed is not None:
             # Nothing is asked for, so the trial isn't either: what stays is the committed model.
             action, digest = "switch", s.committed
         if action == "switch" and digest is not None:
             return self._change("switched", lifecycle.switch(s, digest), release, wall_ns)
         if action == "install" and digest is not None:
-            if not event.installed or event.digest != digest:
-                # The device's own state moved while the child worked (a trial ended): ask again.
-                self._offers[self._followed] = release.revision
-                self._back_off(now_seconds)
-                return [self._keep()]
-            self._broken.discard(digest)
-            if digest == s.committed:
-                return self._change("repaired", lifecycle.withdraw(s), release, wall_ns)
-            trial = lifecycle.begin_trial(s, digest, attempt=release.attempt, gate=release.trial)
-            return self._change("trial", trial, release, wall_ns)
+            return self._installed(digest, release, event, now_seconds, wall_ns)
         if action == "skip_quarantined" and digest is not None and s.outcome_digest != digest:
             return self._refuse(digest, release.attempt, "quarantined here by an earlier rollout", wall_ns)
         return [self._keep()]
+
+    def _installed(
+        self, digest: Digest, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int
+    ) -> list[Action]:
+        if not event.installed or event.digest != digest:
+            # The device's own state moved while the child worked (a trial ended): ask again.
+            self._offers.repeat(release.revision)
+            self._offers.put_off(now_seconds)
+            return [self._keep()]
+        self._broken.discard(digest)
+        if digest == self._slots.committed:
+            return self._change("repaired", lifecycle.withdraw(self._slots), release, wall_ns)
+        return self._begin(digest, release, wall_ns)
+
+    def _begin(self, digest: Digest, release: Release, wall_ns: int) -> list[Action]:
+        """A candidate's probation: in the shadow first, where there is somebody to be compared with."""
+        s, gate = self._slots, release.trial
+        if release.shadow.rows and self._shadows and self._answering and self._answering == s.committed:
+            self._slots = lifecycle.begin_shadow(
+                s, digest, attempt=release.attempt, gate=gate, shadow=release.shadow
+            )
+            self._garbage = True
+            note = self._note("shadow", wall_ns, digest=digest, rollout=release.rollout)
+            return [*self._activate(load=False), note]
+        trial = lifecycle.begin_trial(s, digest, attempt=release.attempt, gate=gate)
+        return self._change("trial", trial, release, wall_ns)
 
     def _change(self, how: str, slots: SlotState, release: Release, wall_ns: int) -> list[Action]:
         self._slots, self._garbage = slots, True
         note = self._note(how, wall_ns, digest=slots.serving or "", rollout=release.rollout)
         return [*self._activate(), note]
 
-    def _activate(self) -> list[Action]:
-        """Durable first, then load: a crash while loading is counted against the trial."""
+    def _activate(self, *, load: bool = True) -> list[Action]:
+        """Durable first, then load: a crash while loading is counted against the candidate."""
         self._uncounted = False
         before, self._slots = self._slots, lifecycle.activate(self._slots)
         trial = self._slots.trial
         self._cpu_before = trial.cpu if trial else LatencyHistogram()
         self._progress_saved_at = -math.inf
         ended = before.trial is not None and trial is None  # out of starts
-        return [self._keep() if ended else Save(self._slots), Serve(self._slots.serving)]
+        saved = self._keep() if ended else Save(self._slots)
+        return [saved, Serve(self._slots.serving)] if load else [saved]
 
     def _keep(self) -> Save:
         """What steps back to a verified model, or only remembers, does not wait for the disk."""
@@ -390,12 +424,13 @@ class Agent:
         """What was decided did not happen: the state on disk stays the truth, and it is tried again later."""
         wanted, self._slots, self._garbage = self._slots, event.saved, False
         noted = self._complain("state_unsaved", now_seconds, wall_ns, reason=event.reason)
-        if self._followed:  # what the disk has may be older than the last release, too
-            self._offers[self._followed] = wanted.revision
-            self._back_off(now_seconds)
+        if self._offers.repeat(wanted.revision):  # what the disk has may be older than the last release, too
+            self._offers.put_off(now_seconds)
         trial = event.saved.trial
         if trial is not None and wanted.committed == trial.digest:
             self._commit_at = now_seconds + SAVE_SECONDS
+        elif event.saved.shadowing is not None and wanted.on_trial:
+            self._commit_at = now_seconds + SAVE_SECONDS  # it stays in the shadow until then
         elif trial is not None and wanted.trial is not None and wanted.trial.digest == trial.digest:
             # A start that the disk did not count could be repeated for ever: what was committed serves meanwhile.
             self._uncounted, self._reload_at = True, now_seconds + SAVE_SECONDS
@@ -406,7 +441,7 @@ class Agent:
 
     def _served(self, event: Served, now_seconds: float, wall_ns: int) -> list[Action]:
         before = self._slots.trial
-        if before is None or before.digest != event.digest:
+        if before is None or not self._slots.on_trial or before.digest != event.digest:
             return []
         self._slots = lifecycle.progress(
             self._slots,
@@ -425,19 +460,46 @@ class Agent:
             return self._roll_back("; ".join(problems), trial.digest, wall_ns)
         if judged and trial.progressed and trial.passed and now_seconds >= self._commit_at:
             self._slots, self._garbage = lifecycle.commit(self._slots), True
-            return [Save(self._slots), self._ended_note("committed", trial.digest, wall_ns)]
-        if trial == before or now_seconds < self._progress_saved_at + PROGRESS_SECONDS:
+            return [Save(self._slots), self._ended_note(trial.digest, wall_ns)]
+        return [] if trial == before else self._progressed(now_seconds)
+
+    def _progressed(self, now_seconds: float) -> list[Action]:
+        if now_seconds < self._progress_saved_at + PROGRESS_SECONDS:
             return []
         self._progress_saved_at = now_seconds
         return [self._keep()]
 
+    def _shadowed(self, event: Shadowed, now_seconds: float, wall_ns: int) -> list[Action]:
+        digest = event.digest
+        if self._slots.shadowing != digest:
+            return []
+        before = self._slots
+        self._slots = lifecycle.compare(before, rows=event.rows, disagreed=event.disagreed)
+        trial = self._slots.trial
+        assert trial is not None
+        assert trial.shadow is not None
+        allowed = trial.shadow.max_disagreement * max(trial.shadow.rows, trial.compared)
+        if event.failed:
+            return self._roll_back(f"failed in the shadow: {event.failed}", digest, wall_ns)
+        if trial.disagreed > allowed:
+            reason = (
+                f"answered {trial.disagreed} of {trial.compared} live rows otherwise than the model in service; "
+                f"{trial.shadow.max_disagreement:.0%} are allowed"
+            )
+            return self._roll_back(reason, digest, wall_ns)
+        if trial.compared >= trial.shadow.rows and now_seconds >= self._commit_at:
+            self._slots = lifecycle.leave_shadow(self._slots)
+            counts = {"rows": str(trial.compared), "disagreed": str(trial.disagreed)}
+            note = self._note("trial", wall_ns, digest=digest, rollout=self._slots.rollout, **counts)
+            return [*self._activate(), note]
+        return [] if self._slots == before else self._progressed(now_seconds)
+
     def _roll_back(self, reason: str, digest: Digest, wall_ns: int) -> list[Action]:
+        before = self._slots.serving
         self._slots, self._garbage = lifecycle.fail(self._slots, reason), True
-        return [
-            self._keep(),
-            Serve(self._slots.serving),
-            self._ended_note("rolled_back", digest, wall_ns),
-        ]
+        serving = self._slots.serving
+        back: list[Action] = [] if serving == before else [Serve(serving)]
+        return [self._keep(), *back, self._ended_note(digest, wall_ns)]
 
     def _serve_failed(self, event: ServeFailed, now_seconds: float, wall_ns: int) -> list[Action]:
         trial = self._slots.trial
@@ -455,12 +517,11 @@ class Agent:
             if self._reload_at is None:  # who says so again and again must not put it off
                 self._load_failures += 1
                 self._reload_at = now_seconds + next_delay_seconds(self._load_failures, self._rng)
-                self._retry_at = self._reload_at
+                self._offers.wait_until(self._reload_at)
         else:
             self._garbage = True
             actions = [self._keep(), Serve(self._slots.serving), *actions]
-        if self._followed:
-            self._offers[self._followed] = self._slots.revision
+        self._offers.repeat(self._slots.revision)
         return actions
 
     def _loaded(self, digest: Digest) -> None:
@@ -475,5 +536,9 @@ class Agent:
         self._reload_at = None
         return self._activate() if self._uncounted else [Serve(self._slots.serving)]
 
-    def _ended_note(self, how: str, digest: Digest, wall_ns: int) -> Append:
-        return self._note(how, wall_ns, digest=digest, reason=self._slots.reason, rollout=self._slots.rollout)
+    def _ended_note(self, digest: Digest, wall_ns: int) -> Append:
+        s = self._slots
+        counts: dict[str, str] = {}
+        if s.shadow_rows:
+            counts = {"rows": str(s.shadow_rows), "disagreed": str(s.shadow_disagreed)}
+        return self._note(s.outcome, wall_ns, digest=digest, reason=s.reason, rollout=s.rollout, **counts)

@@ -108,9 +108,23 @@ class Served:
     incumbent_cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadowed:
+    """What the candidate in the shadow did since the last report.
+
+    It answered ``rows`` that the serving model had answered, ``disagreed`` of them otherwise; ``failed`` says why it
+    answers none any more, "" while it does.
+    """
+
+    digest: Digest
+    rows: int
+    disagreed: int
+    failed: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ServeFailed:
-    """The model could not be loaded from its blob."""
+    """The model could not be loaded from its blob, to serve or to answer in the shadow."""
 
     digest: Digest
     reason: str
@@ -167,6 +181,7 @@ AgentEvent = (
     | UpdatePhase
     | UpdateEnded
     | Served
+    | Shadowed
     | ServeFailed
     | Saved
     | Unsaved
@@ -195,6 +210,13 @@ class Save:
 @dataclass(frozen=True, slots=True)
 class Serve:
     """Load this model and answer predictions with it; None stops serving. Failure comes back as `ServeFailed`."""
+
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """Have this model answer some of the rows that the serving one answers; None stops it. See `Shadowed`."""
 
     digest: Digest | None
 
@@ -252,7 +274,7 @@ class StartUpdate:
     quarantine: tuple[tuple[Digest, int], ...]
 
 
-Action = Save | Serve | Collect | Publish | Append | Send | Trim | StartUpdate
+Action = Save | Serve | Shadow | Collect | Publish | Append | Send | Trim | StartUpdate
 
 
 # ── the update child's lines ───────────────────────────────────────────────────────────────────────────

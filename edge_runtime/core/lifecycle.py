@@ -1,17 +1,20 @@
 """Which model a device runs, and how it comes to run another. Pure values; nothing here touches a disk.
 
-    IDLE → FETCHING → VERIFIED → PROBED → TRIAL(n) → COMMITTED
-                └─────────┴────────┴─────────┴──▶ ROLLED_BACK (digest quarantined)
+    ABSENT → FETCHING → VERIFIED → PROBED → [SHADOW] → TRIAL(n) → COMMITTED ⇄ PREVIOUS
+                 └──────────┴─────────┴─────────┴─────────┴──▶ QUARANTINED
 
-What must survive a power cut is a `SlotState`: the committed model, the one before it, and the trial. The phases
-before a trial leave nothing behind but an immutable blob, so they are repeated after a restart.
+What must survive a power cut is a `SlotState`: the committed model, the one before it, and the candidate on probation.
+The phases before that leave nothing behind but an immutable blob, so they are repeated after a restart. `TRANSITIONS`
+has every step that a function here makes a model take. A step towards a new model is durable before it has an effect;
+one back to a verified model has its effect even when the disk refuses to remember it.
 
-Law: once one model is committed a device always has a verified, runnable one. `begin_trial` keeps the
-committed model beside the candidate until `commit`; `previous` is dropped only by a later `commit`.
+Law: once one model is committed a device always has a verified, runnable one. A candidate stands beside the committed
+model until `commit`; `previous` is dropped only by a later `commit`, or when its blob cannot be loaded.
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Final
 
 from edge_runtime.contract import ids
@@ -21,26 +24,89 @@ from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import DeviceId, Digest, ModelName, RolloutId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import OUTCOMES
-from edge_runtime.contract.release import Release, TrialGate, desired
+from edge_runtime.contract.release import Release, ShadowGate, TrialGate, desired
 
 MAX_QUARANTINE: Final = 64
 MAX_REASON: Final = 500
 """Characters kept of a reason. What a child printed may be long; the state must stay readable at the next start."""
 
 
+class Phase(StrEnum):
+    """Where a model is in its life on a device. The child's phases are not durable: after a restart it is `ABSENT`."""
+
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    VERIFIED = "verified"
+    PROBED = "probed"
+    SHADOW = "shadow"
+    TRIAL = "trial"
+    COMMITTED = "committed"
+    PREVIOUS = "previous"
+    QUARANTINED = "quarantined"
+
+
+_OUT: Final = (Phase.ABSENT, Phase.QUARANTINED, Phase.PREVIOUS, Phase.COMMITTED)
+"""Where a candidate is when it is none any more: where it was before, or in quarantine."""
+_KEPT: Final = (Phase.QUARANTINED, Phase.PREVIOUS, Phase.COMMITTED)
+
+TRANSITIONS: Final[Mapping[str, Mapping[Phase, tuple[Phase, ...]]]] = {
+    "begin_shadow": {
+        Phase.ABSENT: (Phase.SHADOW,),
+        Phase.QUARANTINED: (Phase.SHADOW,),  # with a higher attempt
+        Phase.PREVIOUS: (Phase.SHADOW,),  # its blob was lost, and fetched again
+        Phase.SHADOW: _OUT,  # another candidate takes its place
+        Phase.TRIAL: _OUT,
+    },
+    "leave_shadow": {Phase.SHADOW: (Phase.TRIAL,)},
+    "begin_trial": {
+        Phase.ABSENT: (Phase.TRIAL,),
+        Phase.QUARANTINED: (Phase.TRIAL,),
+        Phase.PREVIOUS: (Phase.TRIAL,),
+        Phase.SHADOW: _OUT,
+        Phase.TRIAL: _OUT,
+    },
+    "commit": {
+        Phase.TRIAL: (Phase.COMMITTED,),
+        Phase.COMMITTED: (Phase.PREVIOUS,),
+        Phase.PREVIOUS: (Phase.ABSENT, Phase.QUARANTINED),
+    },
+    "switch": {
+        Phase.PREVIOUS: (Phase.COMMITTED,),
+        Phase.COMMITTED: (Phase.PREVIOUS,),
+        Phase.SHADOW: _OUT,
+        Phase.TRIAL: _OUT,
+    },
+    "activate": {Phase.SHADOW: _KEPT, Phase.TRIAL: _KEPT},  # without progress, and no start is left
+    "fail": {Phase.SHADOW: _KEPT, Phase.TRIAL: _KEPT},
+    "refuse": {Phase.ABSENT: (Phase.QUARANTINED,)},
+    "withdraw": {Phase.SHADOW: _OUT, Phase.TRIAL: _OUT},
+    "broken": {
+        Phase.SHADOW: _KEPT,
+        Phase.TRIAL: _KEPT,
+        Phase.COMMITTED: (Phase.ABSENT, Phase.QUARANTINED),
+        Phase.PREVIOUS: (Phase.ABSENT, Phase.QUARANTINED, Phase.COMMITTED),
+    },
+}
+"""By function and phase before, the phases that a model may be in after it; it may also stay where it is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A candidate that serves on probation.
+    """A candidate on probation: first in the shadow, where ``shadow`` asks for it, then serving.
 
-    ``starts_left`` activations without progress remain; ``progressed`` tells whether the last activation made
-    any, so that a device switched off every night does not condemn a good model. ``cpu`` has the CPU time of its
-    calls over all activations: a slow model is not judged afresh after every restart.
+    In the shadow the committed model serves, and the candidate answers some of the same rows; nobody hears its answers,
+    ``compared`` and ``disagreed`` count them. ``starts_left`` activations without progress remain; ``progressed`` tells
+    whether the last activation made any, so that a device switched off every night does not condemn a good model.
+    ``cpu`` has the CPU time of its calls over all activations: a slow model is not judged afresh after every restart.
     """
 
     digest: Digest
     attempt: int
     gate: TrialGate
     starts_left: int
+    shadow: ShadowGate | None = None
+    compared: int = 0
+    disagreed: int = 0
     progressed: bool = False
     predictions: int = 0
     seconds: float = 0.0
@@ -56,8 +122,9 @@ class Trial:
 class SlotState:
     """The durable state of one model family on a device.
 
-    ``floors`` holds the highest revision accepted per cohort; ``release`` is the payload of the release that was last
-    verified; ``outcome`` says how the last candidate ended here.
+    ``floors`` holds the highest revision accepted per cohort; ``rollout`` and ``revision`` name the release that was
+    last verified; ``outcome`` says how the last candidate ended here, ``shadow_rows`` how many live rows it answered in
+    the shadow before, and ``shadow_disagreed`` how many of them otherwise than the committed model.
     """
 
     model: ModelName
@@ -71,11 +138,33 @@ class SlotState:
     outcome: str = ""
     outcome_digest: Digest | None = None
     reason: str = ""
+    shadow_rows: int = 0
+    shadow_disagreed: int = 0
 
     @property
     def serving(self) -> Digest | None:
         """The digest that answers predictions: the trial's, else the committed one."""
-        return self.trial.digest if self.trial else self.committed
+        return self.trial.digest if self.on_trial and self.trial else self.committed
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a candidate serves on probation."""
+        return self.trial is not None and self.trial.shadow is None
+
+    @property
+    def shadowing(self) -> Digest | None:
+        """The candidate that answers in the shadow of the committed model."""
+        return self.trial.digest if self.trial is not None and self.trial.shadow is not None else None
+
+    def phase(self, digest: Digest) -> Phase:
+        """Where ``digest`` is, as far as the disk knows."""
+        if self.trial is not None and self.trial.digest == digest:
+            return Phase.SHADOW if self.trial.shadow else Phase.TRIAL
+        if digest == self.committed:
+            return Phase.COMMITTED
+        if digest == self.previous:
+            return Phase.PREVIOUS
+        return Phase.QUARANTINED if digest in dict(self.quarantine) else Phase.ABSENT
 
     @property
     def known(self) -> tuple[Digest, ...]:
@@ -95,6 +184,7 @@ def needs(
     serving: Digest | None,
     have: Collection[Digest],
     quarantine: Mapping[Digest, int],
+    shadowing: Digest | None = None,
 ) -> tuple[str, Digest | None]:
     """What a verified release asks of a device: ``keep``, ``switch``, ``install`` or ``skip_quarantined``.
 
@@ -102,7 +192,7 @@ def needs(
     A quarantine is lifted only by a release with a higher attempt.
     """
     wanted = desired(release, device)
-    if wanted is None or wanted == serving:
+    if wanted is None or wanted in (serving, shadowing):
         return "keep", wanted
     if quarantine.get(wanted, 0) >= release.attempt:
         return "skip_quarantined", wanted
@@ -110,13 +200,16 @@ def needs(
 
 
 def accept(slots: SlotState, release: Release) -> SlotState:
-    """Remembers a verified release: its revision becomes the floor of its cohort.
+    """Remembers a verified release: its revision becomes the floor of its cohort, also when it is lower.
+
+    It was verified against the floor in force, which a new director key starts anew: else whoever stole the old one
+    could have raised it beyond reach.
 
     A new rollout starts with a clean slate: how the last one ended here is not how this one did.
     """
     if release.rollout != slots.rollout:
-        slots = replace(slots, outcome="", outcome_digest=None, reason="")
-    floors = {**dict(slots.floors), release.cohort: max(release.revision, slots.floor(release.cohort))}
+        slots = replace(slots, outcome="", outcome_digest=None, reason="", shadow_rows=0, shadow_disagreed=0)
+    floors = {**dict(slots.floors), release.cohort: release.revision}
     return replace(
         slots, floors=tuple(sorted(floors.items())), rollout=release.rollout, revision=release.revision
     )
@@ -128,7 +221,37 @@ def begin_trial(slots: SlotState, digest: Digest, *, attempt: int, gate: TrialGa
     What was held against it before is forgotten when it commits, not when it is tried again.
     """
     trial = Trial(digest=digest, attempt=attempt, gate=gate, starts_left=gate.starts)
-    return replace(slots, trial=trial, outcome="", outcome_digest=digest, reason="")
+    return _begun(slots, trial)
+
+
+def begin_shadow(
+    slots: SlotState, digest: Digest, *, attempt: int, gate: TrialGate, shadow: ShadowGate
+) -> SlotState:
+    """As `begin_trial`, but before it serves it answers rows in the shadow of the committed model."""
+    trial = Trial(digest=digest, attempt=attempt, gate=gate, starts_left=gate.starts, shadow=shadow)
+    return _begun(slots, trial)
+
+
+def _begun(slots: SlotState, trial: Trial) -> SlotState:
+    clean = replace(slots, outcome="", reason="", shadow_rows=0, shadow_disagreed=0)
+    return replace(clean, trial=trial, outcome_digest=trial.digest)
+
+
+def compare(slots: SlotState, *, rows: int, disagreed: int) -> SlotState:
+    """Adds rows that the candidate answered in the shadow since the last call, ``disagreed`` of them otherwise."""
+    trial = slots.trial
+    if trial is None or trial.shadow is None or rows <= 0:
+        return slots
+    compared, otherwise = trial.compared + rows, trial.disagreed + disagreed
+    return replace(slots, trial=replace(trial, progressed=True, compared=compared, disagreed=otherwise))
+
+
+def leave_shadow(slots: SlotState) -> SlotState:
+    """The candidate has answered enough: it serves from the next activation on, with all of its starts."""
+    if slots.trial is None:
+        return slots
+    trial = replace(slots.trial, shadow=None, starts_left=slots.trial.gate.starts, progressed=False)
+    return replace(slots, trial=trial, shadow_rows=trial.compared, shadow_disagreed=trial.disagreed)
 
 
 def activate(slots: SlotState) -> SlotState:
@@ -195,12 +318,21 @@ def _ended(slots: SlotState, outcome: str, digest: Digest, reason: str) -> SlotS
 
 
 def fail(slots: SlotState, reason: str) -> SlotState:
-    """The trial broke a gate: back to the committed model, and the candidate is quarantined."""
-    if slots.trial is None:
+    """The candidate broke a gate: the committed model serves, and the candidate is quarantined.
+
+    What never served is ``refused``, not ``rolled_back``.
+    """
+    trial = slots.trial
+    if trial is None:
         return slots
-    digest, attempt = slots.trial.digest, slots.trial.attempt
-    back = replace(slots, trial=None, quarantine=_quarantined(slots, digest, attempt))
-    return _ended(back, "rolled_back", digest, reason)
+    back = replace(
+        slots,
+        trial=None,
+        quarantine=_quarantined(slots, trial.digest, trial.attempt),
+        shadow_rows=trial.compared,
+        shadow_disagreed=trial.disagreed,
+    )
+    return _ended(back, "rolled_back" if slots.on_trial else "refused", trial.digest, reason)
 
 
 def refuse(slots: SlotState, digest: Digest, *, attempt: int, reason: str) -> SlotState:
@@ -259,6 +391,10 @@ def to_document(slots: SlotState) -> dict[str, Any]:
                 "seconds": trial.gate.seconds,
                 "starts": trial.gate.starts,
             },
+            "shadow": trial.shadow
+            and {"rows": trial.shadow.rows, "max_disagreement": trial.shadow.max_disagreement},
+            "compared": trial.compared,
+            "disagreed": trial.disagreed,
             "starts_left": trial.starts_left,
             "progressed": trial.progressed,
             "predictions": trial.predictions,
@@ -272,6 +408,8 @@ def to_document(slots: SlotState) -> dict[str, Any]:
         "outcome": slots.outcome,
         "outcome_digest": slots.outcome_digest or "",
         "reason": slots.reason,
+        "shadow_rows": slots.shadow_rows,
+        "shadow_disagreed": slots.shadow_disagreed,
     }
 
 
@@ -298,6 +436,8 @@ def from_document(document: Mapping[str, object], model: ModelName) -> SlotState
         outcome=f.text("outcome", "", choices=OUTCOMES),
         outcome_digest=_digest(f.text("outcome_digest", "")),
         reason=f.text("reason", "", max_length=4096),
+        shadow_rows=f.integer("shadow_rows", 0),
+        shadow_disagreed=f.integer("shadow_disagreed", 0),
     )
 
 
@@ -315,9 +455,21 @@ def _trial(f: Fields) -> Trial:
             seconds=gate.number("seconds"),
             starts=gate.integer("starts"),
         ),
+        shadow=_shadow(f),
+        compared=f.integer("compared", 0),
+        disagreed=f.integer("disagreed", 0),
         starts_left=f.integer("starts_left"),
         progressed=f.flag("progressed"),
         predictions=f.integer("predictions"),
         seconds=f.number("seconds"),
         cpu=read_latency(f.section("cpu", {})),
+    )
+
+
+def _shadow(f: Fields) -> ShadowGate | None:
+    if f.peek("shadow") is None:  # a state of before there were shadows, too
+        return None
+    shadow = f.section("shadow")
+    return ShadowGate(
+        rows=shadow.integer("rows"), max_disagreement=shadow.number("max_disagreement", low=0.0, high=1.0)
     )

@@ -62,8 +62,8 @@ class _Wait:
 class Transfer:
     """One blob on its way. Times are monotonic seconds; after `Done` or `Failed` nothing more happens.
 
-    ``have`` is how many leading chunks the staging file holds already. At most ``in_flight`` chunks are awaited or
-    held for their turn, so memory is bounded by ``in_flight * CHUNK_BYTES``.
+    ``have`` is how many leading chunks of ``chunk_bytes`` the staging file holds already. At most ``in_flight`` chunks
+    are awaited or held for their turn, so memory is bounded by ``in_flight * chunk_bytes``.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Transfer:
         *,
         length: int,
         have: int = 0,
+        chunk_bytes: int = CHUNK_BYTES,
         deadline_seconds: float,
         in_flight: int = IN_FLIGHT,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -81,7 +82,8 @@ class Transfer:
                 f"a blob of {length} bytes cannot be fetched over MQTT; 1 to {MAX_BLOB_BYTES} are allowed"
             )
         self._length = length
-        self._chunks = chunk_count(length)
+        self._chunk_bytes = chunk_bytes
+        self._chunks = chunk_count(length, chunk_bytes)
         self._next = have  # the next chunk to hand out
         self._asked = have  # the next chunk nobody asked for yet
         self._deadline = deadline_seconds
@@ -107,7 +109,7 @@ class Transfer:
         """
         if self._over or index not in self._awaited or not payload:
             return []
-        wanted = min(CHUNK_BYTES, self._length - index * CHUNK_BYTES)
+        wanted = min(self._chunk_bytes, self._length - index * self._chunk_bytes)
         if len(payload) != wanted:
             return self._fail(
                 f"chunk {index} of {self._chunks} holds {len(payload)} bytes instead of {wanted}: it was not "

@@ -278,7 +278,13 @@ def _schemas() -> dict[str, Schema]:
         "Health": _listed({name: health[name] for name in codec.HEALTH}, 0, _doc(messages.Health)),
         "ModelReport": _report(),
         "Chunk": _bytes(
-            "A piece of a blob as it is; only the last is shorter.", least=1, most=topics.CHUNK_BYTES
+            "A piece of a blob as it is; all have the size that is signed with the model "
+            f"({topics.CHUNK_BYTES} unless told), and only the last is shorter.",
+            least=1,
+            most=topics.MAX_CHUNK_BYTES,
+        ),
+        "PackedTrustBundle": _bytes(
+            "A zlib stream (RFC 1950) of the bytes of a TrustBundle.", least=1, most=codec.MAX_MESSAGE_BYTES
         ),
         "Alarm": _alarm(),
         **{
@@ -298,7 +304,7 @@ PARAMETERS: Final = {
     "cohort": f"the rollout cohort's name, {ids.NAME.pattern}",
     "version": "the version of the root the device trusts",
     "digest": f"SHA-256 of the whole blob, {ids.DIGEST.pattern}",
-    "index": f"which chunk of {topics.CHUNK_BYTES} bytes, from 0",
+    "index": "which chunk, from 0",
 }
 
 
@@ -332,6 +338,7 @@ def channels() -> tuple[Channel, ...]:
         ),
         Channel("alarm", t.alarm(), "aggregator", "Alarm", topics.ALARM),
         Channel("trust", trust, "publisher", "TrustBundle", topics.TRUST),
+        Channel("packed_trust", f"{trust}z", "publisher", "PackedTrustBundle", topics.TRUST),
         Channel("chunk", chunk, "publisher", "Chunk", topics.BLOB),
     )
 
@@ -377,7 +384,11 @@ def _operations(c: Channel) -> dict[str, Schema]:
 
 
 def _message(name: str) -> Schema:
-    kinds = {"Chunk": "application/octet-stream", "Alarm": "application/json"}
+    kinds = {
+        "Chunk": "application/octet-stream",
+        "PackedTrustBundle": "application/octet-stream",
+        "Alarm": "application/json",
+    }
     return {
         "name": name,
         "contentType": kinds.get(name, "application/msgpack"),
@@ -394,7 +405,7 @@ def document() -> Schema:
             "title": "skiff: devices and their centre",
             "version": f"{codec.MAJOR}.{codec.MINOR}.0",
             "description": f"{inspect.cleandoc(codec.__doc__ or '')}\n\n{inspect.cleandoc(topics.__doc__ or '')}\n\n"
-            "Chunks are plain bytes, alarms are JSON, other payloads MessagePack, "
+            "Chunks are plain bytes, packed trust metadata is compressed, alarms are JSON, other payloads MessagePack, "
             f"of at most {codec.MAX_MESSAGE_BYTES} bytes, lists and maps of at most "
             f"{codec.MAX_ITEMS} items. `format: binary` is MessagePack's bin; its lengths are in bytes.",
         },

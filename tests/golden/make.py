@@ -1,7 +1,7 @@
 """Writes the golden bytes: ``python -m tests.golden.make`` from the root of the checkout.
 
 Files of every version are kept for ever: fleets are never all on one version. Run this for a new value or a new
-version only; `test_golden_bytes.py` fails when an existing file would change. What minors 0 and 1 wrote cannot be made
+version only; `test_golden_bytes.py` fails when an existing file would change. What minors 0 to 2 wrote cannot be made
 again: it stands in their folders as it was.
 """
 
@@ -15,7 +15,8 @@ from tests.golden import values
 
 MINOR_0: Final = Path(__file__).parent / "v1"
 MINOR_1: Final = Path(__file__).parent / "v1.1"
-FOLDER: Final = Path(__file__).parent / "v1.2"
+MINOR_2: Final = Path(__file__).parent / "v1.2"
+FOLDER: Final = Path(__file__).parent / "v1.3"
 DEVICES: Final = ("watch-01-left", "watch-02-left", "a", "z" * 64)
 ROLLOUTS: Final = ("r-1", "r-2")
 
@@ -38,6 +39,7 @@ def files() -> dict[str, bytes]:
     """File name to content."""
     found = {f"{name}.msgpack": encode(message) for name, message in values.MESSAGES.items()}
     found["release.json"] = release.to_payload(values.RELEASE)
+    found["release-shadow.json"] = release.to_payload(values.SHADOWED)
     found["facts.json"] = (json.dumps(facts(), indent=2, sort_keys=True) + "\n").encode()
     return found
 

@@ -11,7 +11,11 @@ from edge_runtime.contract.packing import unpack_counts
 from tests.golden import make, values
 
 COUNTS = WINDOW.index("counts")
-OLDER = ((make.MINOR_0, values.MINOR_0, 0), (make.MINOR_1, values.MINOR_1, 1))
+OLDER = (
+    (make.MINOR_0, values.MINOR_0, 0),
+    (make.MINOR_1, values.MINOR_1, 1),
+    (make.MINOR_2, values.MINOR_2, 2),
+)
 NEW_IN_2 = {8}
 
 
@@ -44,16 +48,25 @@ def test_every_kind_has_golden_bytes():
     ("folder", "name"), [(folder, name) for folder, names, _ in OLDER for name in names], ids=str
 )
 def test_what_older_minors_wrote_is_read(folder, name):
-    assert decode((folder / f"{name}.msgpack").read_bytes()) == values.MINOR_1[name]
+    assert decode((folder / f"{name}.msgpack").read_bytes()) == values.MINOR_2[name]
 
 
-@pytest.mark.parametrize("name", values.MINOR_1)
-def test_what_minor_1_reads_is_written_as_it_was(name):
-    """A device or a centre of minor 1 meets nothing new but the number, which it does not look at."""
-    before = unpacked((make.MINOR_1 / f"{name}.msgpack").read_bytes())
-    now = unpacked(encode(values.MINOR_1[name]))
-    assert (before[1], now[1]) == (1, MINOR)
+@pytest.mark.parametrize(
+    ("folder", "name", "minor"),
+    [(folder, name, minor) for folder, names, minor in OLDER if minor > 0 for name in names],
+    ids=str,
+)
+def test_what_older_minors_read_is_written_as_it_was(folder, name, minor):
+    """A device or a centre of an older minor meets nothing new but the number, which it does not look at."""
+    before = unpacked((folder / f"{name}.msgpack").read_bytes())
+    now = unpacked(encode(values.MINOR_2[name]))
+    assert (before[1], now[1]) == (minor, MINOR)
     assert before[2:] == now[2:]
+
+
+def test_minor_2_reads_the_shadow_as_a_state_that_it_knows():
+    status = msgpack.unpackb(kept("status-shadow.msgpack"))[6]
+    assert [model["state"] for model in status["models"]] == ["probed", "committed"]
 
 
 @pytest.mark.parametrize("folder", [folder for folder, _, _ in OLDER], ids=lambda folder: folder.name)
@@ -87,6 +100,8 @@ def test_the_same_bytes_are_written(name):
 def test_a_release_is_read_and_signed_over_the_same_bytes():
     assert release.from_payload(kept("release.json")) == values.RELEASE
     assert release.to_payload(values.RELEASE) == kept("release.json")
+    assert release.from_payload(kept("release-shadow.json")) == values.SHADOWED
+    assert release.to_payload(values.SHADOWED) == kept("release-shadow.json")
 
 
 def test_layouts_and_places_in_a_rollout_stay_what_they_are():

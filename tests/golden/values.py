@@ -3,6 +3,7 @@
 `MINOR_0` were the messages when minor 0 was written, `MESSAGES` are those of today.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ from edge_runtime.contract import ids, messages
 from edge_runtime.contract.latency import observe_ns
 from edge_runtime.contract.messages import Message
 from edge_runtime.contract.profile import Binner, CellSpec, FeatureCells, Profile
-from edge_runtime.contract.release import Release, TrialGate
+from edge_runtime.contract.release import Release, ShadowGate, TrialGate
 
 DEVICE: Final = ids.device_id("watch-07-left")
 SESSION: Final = ids.session_id("0123456789abcdef")
@@ -191,9 +192,31 @@ LABELS: Final = messages.Labels(
     correct=97,
 )
 
-MESSAGES: Final[dict[str, Message]] = {
+MINOR_2: Final[dict[str, Message]] = {
     **MINOR_1,
     "labels": LABELS,
+}
+
+MESSAGES: Final[dict[str, Message]] = {
+    **MINOR_2,
+    "status-shadow": messages.Status(
+        device=DEVICE,
+        session=SESSION,
+        seq=3,
+        online=True,
+        models=(
+            messages.ModelReport(model=MODEL, state="shadow", serving=FIRST, candidate=SECOND, revision=13),
+            messages.ModelReport(
+                model=ids.model_name("other"),
+                state="committed",
+                serving=THIRD,
+                outcome="committed",
+                outcome_digest=THIRD,
+                shadow_rows=120,
+                shadow_disagreed=7,
+            ),
+        ),
+    ),
 }
 
 RELEASE: Final = Release(
@@ -208,3 +231,4 @@ RELEASE: Final = Release(
     attempt=2,
     trial=TrialGate(predictions=500, seconds=2.5, starts=4),
 )
+SHADOWED: Final = replace(RELEASE, revision=13, shadow=ShadowGate(rows=200, max_disagreement=0.25))

@@ -80,7 +80,7 @@ def shared(tmp_path, mosquitto, repository):
             process.wait(10.0)
 
 
-@pytest.mark.parametrize("victim", ["leader", "follower"])
+@pytest.mark.parametrize("victim", ["leader", pytest.param("follower", marks=pytest.mark.slow)])
 def test_nothing_is_lost_or_counted_twice_when_one_of_two_is_killed(shared, victim):
     names = [f"dev-{i}" for i in range(4)]
     sent = {name: [window(name, seq) for seq in range(1, 101)] for name in names}

@@ -54,7 +54,9 @@ def site(tmp_path, mosquitto, monkeypatch):
             device.close()
 
 
-@pytest.mark.parametrize("trouble", [pytest.param(full_disk, marks=needs_mount), locked])
+@pytest.mark.parametrize(
+    "trouble", [pytest.param(full_disk, marks=needs_mount), pytest.param(locked, marks=pytest.mark.slow)]
+)
 def test_what_cannot_be_stored_is_not_acknowledged_and_comes_in_once_there_is_room(site, trouble, caplog):
     sent = {name: [window(name, seq) for seq in range(1, 101)] for name in NAMES}
 

@@ -119,14 +119,16 @@ def story():
     return Story()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_trained_wrist_is_stable_look_after_look(story, seed):
     judge = story.play(seed, 99, 16, labelled=True)
     assert judge.alarms == ()
     assert judge.wishes == ()
 
 
-@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no-labels"])
+@pytest.mark.parametrize(
+    "labelled", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["labels", "no-labels"]
+)
 def test_the_other_wrist_is_found_named_and_costs_accuracy(story, labelled):
     judge = story.play(2, 10, 16, labelled=labelled)
     right = [a for a in judge.alarms if a.cohort == "wrist=right"]

@@ -100,7 +100,9 @@ def pager():
 @pytest.mark.parametrize(
     ("point", "told_before"),
     [
-        (("aggregator.monitor:_log", "before", "2"), 0),  # committed, and nobody has looked into the outbox
+        pytest.param(  # committed, and nobody has looked into the outbox
+            ("aggregator.monitor:_log", "before", "2"), 0, marks=pytest.mark.slow
+        ),
         pytest.param(  # taken out, and not begun
             ("aggregator.adapters.sinks:Worker.begin", "before", "1"), 0, marks=pytest.mark.slow
         ),
@@ -156,6 +158,7 @@ def test_another_leader_goes_on_with_the_telling(tmp_path, repository, pager):
     assert terms == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_pager_that_is_away_for_long_is_told_of_in_two_lines_and_gets_everything(
     tmp_path, repository, pager
 ):

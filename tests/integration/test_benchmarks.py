@@ -96,7 +96,7 @@ def test_the_command_prints_tables_and_writes_the_figures(figures, monkeypatch, 
     monkeypatch.setattr(conversion, "run", lambda told: [figures, refused])
     monkeypatch.setattr("benchmarks.predict.run", lambda: [{"model": "logistic", "runtime p50 us": 8.5}])
     monkeypatch.setattr(swaps, "run", lambda **_: {"failed": 0})
-    for name in ("window", "device", "closing", "update", "ingest", "judging"):
+    for name in ("window", "device", "closing", "update", "update_agent", "shadow_cost", "ingest", "judging"):
         monkeypatch.setattr(f"benchmarks.{name}.run", lambda name=name: [{"what": name, "bytes": 7}])
     held = [{"budget": "window_bytes", "verdict": "within"}]
     monkeypatch.setattr("benchmarks.budgets.run", lambda *_: held)

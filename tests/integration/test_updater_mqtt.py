@@ -167,6 +167,7 @@ def test_a_chunk_changed_on_the_broker_never_becomes_a_model(repository, broker,
     assert update(job, message)["ok"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_the_next_run_finishes(repository, broker, job, tmp_path):
     old_bundle_publisher = signed(repository, release(None))
     publish(repository, [], fleet=FLEET, broker=broker)

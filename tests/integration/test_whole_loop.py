@@ -133,9 +133,10 @@ def check_nothing_lost(loop: Loop) -> None:
 
 @pytest.mark.parametrize(
     ("devices", "kills"),
-    [(2, KILLS[2:]), pytest.param(3, KILLS, marks=pytest.mark.slow)],
+    [(2, KILLS[2:]), (3, KILLS)],
     ids=["2", "3"],
 )
+@pytest.mark.slow
 def test_whatever_is_killed_devices_serve_the_fleet_converges_and_every_window_counts_once(
     loop, artifacts, devices, kills
 ):
@@ -250,6 +251,7 @@ def test_a_truncated_artifact_is_refused_by_inspect_and_publish_in_one_line(arti
     assert not list(repository.glob("targets/**/*.onnx"))
 
 
+@pytest.mark.slow
 def test_a_message_of_another_major_version_is_buried_with_its_reason_and_windows_go_on(loop, artifacts):
     loop.start(devices=1)
     loop.offer(artifacts[0])

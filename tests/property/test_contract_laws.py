@@ -435,6 +435,7 @@ def test_topics_of_others_have_no_sender_here(fleet, other, device, model, cohor
         here.command(device),
         here.release(cohort, model),
         here.trust(i),
+        here.packed_trust(i),
         here.chunk(digest, i),
         *([there.status(device), there.window(device, model)] if other != fleet else []),
     ]

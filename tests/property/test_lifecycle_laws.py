@@ -6,12 +6,13 @@ cut may strike before any action of any event; the device then boots from the di
 
 import json
 import random
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_runtime.contract.release import TrialGate
+from edge_runtime.contract.release import ShadowGate, TrialGate
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core.agent import Agent
 from edge_runtime.core.budget import Budget
@@ -24,6 +25,8 @@ from edge_runtime.core.events import (
     Serve,
     Served,
     ServeFailed,
+    Shadow,
+    Shadowed,
     Started,
     StartUpdate,
     Ticked,
@@ -67,6 +70,7 @@ class Device(RuleBasedStateMachine):
         self.child = None
         self.loaded = None
         self.failing = None
+        self.shadowing: Any = None
         self.agent = Agent(
             identity(session=f"{self.boots:016x}"),
             self.state,
@@ -107,6 +111,10 @@ class Device(RuleBasedStateMachine):
                     return [ServeFailed(model, "damaged")]
                 assert self.state.serving == model, "a model was loaded before the disk said so"
                 self.loaded, self.failing = model, None
+            case Shadow(model):
+                assert model in (None, self.state.shadowing), "a shadow began before the disk said so"
+                assert model is None or model in self.blobs | self.damaged
+                self.shadowing = model
             case Collect(keep):
                 assert set(self.state.known) <= set(keep), "a blob the disk still needs was collected"
                 self.blobs &= set(keep)
@@ -126,6 +134,10 @@ class Device(RuleBasedStateMachine):
             assert trial[1] > self.held.get(trial[0], 0), (
                 "a quarantined model was tried without a higher attempt"
             )
+        if before.shadowing is not None and after.on_trial and after.trial.digest == before.shadowing:
+            gate = before.trial.shadow
+            assert after.shadow_rows >= gate.rows
+            assert after.shadow_disagreed <= gate.max_disagreement * after.shadow_rows
         if after.committed != before.committed and after.committed is not None:
             self.committed_once = True
             self.held.pop(after.committed, None)
@@ -159,8 +171,9 @@ class Device(RuleBasedStateMachine):
         attempt=st.integers(1, 3),
         rollout=st.sampled_from(["r0", "r1", "r2"]),
         step=st.sampled_from([1, 1, 1, 2, 0, -1]),
+        shadow=st.sampled_from([0, 50]),
     )
-    def publish(self, candidate, incumbent, attempt, rollout, step):
+    def publish(self, candidate, incumbent, attempt, rollout, step, shadow=0):
         revision = max(1, self.revision + step)
         self.revision = max(self.revision, revision)
         document = release(
@@ -170,19 +183,35 @@ class Device(RuleBasedStateMachine):
             attempt=attempt,
             rollout=rollout,
             trial=TrialGate(predictions=200, seconds=1.0, starts=2),
+            shadow=ShadowGate(rows=shadow, max_disagreement=0.5),
         )
         self.releases[signed(document)] = document
         self.retained = signed(document)
         self.do(MessageArrived(RELEASES, self.retained))
 
-    @rule(candidate=MODELS, attempt=st.integers(1, 3), rollout=st.sampled_from(["r1", "r2"]))
-    def a_trial_begins(self, candidate, attempt, rollout):
+    @rule(
+        candidate=MODELS,
+        attempt=st.integers(1, 3),
+        rollout=st.sampled_from(["r1", "r2"]),
+        shadow=st.sampled_from([0, 50]),
+    )
+    def a_trial_begins(self, candidate, attempt, rollout, shadow):
         """A shortcut to where most of the laws are at stake."""
         self.time_passes(100.0)
         for _ in range(3):
             self.child_answers("good")
-        self.publish(candidate, None, attempt, rollout, 1)
+        self.publish(candidate, None, attempt, rollout, 1, shadow)
         self.child_answers("good")
+        self.time_passes(0.25)
+
+    @precondition(lambda self: self.shadowing is not None)
+    @rule(
+        rows=st.integers(0, 60),
+        share=st.sampled_from([0.0, 0.4, 0.9]),
+        failed=st.sampled_from(["", "the graph failed"]),
+    )
+    def the_shadow_speaks(self, rows, share, failed):
+        self.do(Shadowed(digest=self.shadowing, rows=rows, disagreed=int(share * rows), failed=failed))
 
     @rule(candidate=MODELS, attempt=st.integers(1, 3))
     def the_next_model_is_installed_meanwhile(self, candidate, attempt):
@@ -257,6 +286,11 @@ class Device(RuleBasedStateMachine):
         self.loaded, self.failing = None, serving
         self.do(ServeFailed(serving, "cannot be read"))
 
+    @precondition(lambda self: self.shadowing is not None)
+    @rule()
+    def shadow_dies(self):
+        self.do(ServeFailed(self.shadowing, "ended 3 times"))
+
     @rule(seconds=st.sampled_from([0.25, 5.0, 100.0]))
     def time_passes(self, seconds):
         self.now += seconds
@@ -284,7 +318,7 @@ class Device(RuleBasedStateMachine):
         disk, memory = to_document(self.state), to_document(self.agent.slots)
         for document in (disk, memory):
             if document["trial"]:
-                for name in ("predictions", "seconds", "cpu"):
+                for name in ("predictions", "seconds", "cpu", "compared", "disagreed"):
                     del document["trial"][name]
         assert disk == memory
 
@@ -292,6 +326,10 @@ class Device(RuleBasedStateMachine):
     def what_is_loaded_is_what_the_slots_say(self):
         serving = self.agent.slots.serving
         assert serving in (self.loaded, self.failing)
+
+    @invariant()
+    def a_candidate_in_the_shadow_does_not_serve(self):
+        assert self.state.shadowing is None or self.loaded != self.state.shadowing
 
     @invariant()
     def the_floor_is_the_highest_revision_accepted(self):

@@ -69,6 +69,7 @@ class Device:
         self._window_at = self._world.now + rng.uniform(0.0, self._world.window_seconds)
         self._later(BEAT_SECONDS, self._beat)
         self._later(rng.uniform(0.1, 2.0), self._connect)
+        self._shadowing: Digest | None = None
         self._feed(ev.Started())
 
     def _later(self, seconds: float, call: Call) -> None:
@@ -135,7 +136,15 @@ class Device:
         world, agent = self._world, self.agent
         assert agent is not None
         self._later(BEAT_SECONDS, self._beat)
-        if self.loaded is not None and agent.slots.trial is not None:
+        if self.loaded is not None and self._shadowing is not None:
+            self._feed(
+                ev.Shadowed(
+                    digest=self._shadowing,
+                    rows=ROWS_PER_BEAT,
+                    disagreed=int(world.kinds[self._shadowing].disagrees * ROWS_PER_BEAT),
+                )
+            )
+        if self.agent is agent and self.loaded is not None and agent.slots.on_trial:
             self._served += ROWS_PER_BEAT
             beside = agent.slots.committed
             self._feed(
@@ -151,6 +160,8 @@ class Device:
                     rss_bytes=0,
                 )
             )
+        if self.agent is not agent:
+            return  # the power failed
         if self.loaded is not None and world.now >= self._window_at:
             self._window_at = world.now + world.window_seconds
             self._feed(closed(self.loaded, ROWS_PER_WINDOW, world.kinds[self.loaded].cpu_ns))
@@ -197,6 +208,12 @@ class Device:
                     return None
                 self._served = 0
                 self._serves(self, digest)
+            case ev.Shadow(digest):
+                world.law(digest in (None, self.saved.shadowing), "a shadow began before it was durable")
+                world.law(digest is None or digest in self._blobs, "what is not here is in the shadow")
+                if digest is not None and world.kinds[digest].dies_in_shadow:
+                    return ev.ServeFailed(digest, "ended 3 times in the shadow")
+                self._shadowing = digest
             case ev.Collect(keep):
                 held = set(self.saved.known)
                 world.law(self._behind or set(keep) >= held, "a blob the state needs was collected")

@@ -11,7 +11,17 @@ from edge_runtime.contract.release import desired, stage_hash
 from edge_runtime.core import agent
 from edge_runtime.core import events as ev
 from tests.simulators.fleet import Fleet
-from tests.simulators.world import CRASHES, GOOD, ROUGH, SLOW_IN_PROBE, SLOW_ON_TRIAL, TOPICS, Faults
+from tests.simulators.world import (
+    CRASHES,
+    DIES_IN_SHADOW,
+    DISAGREES,
+    GOOD,
+    ROUGH,
+    SLOW_IN_PROBE,
+    SLOW_ON_TRIAL,
+    TOPICS,
+    Faults,
+)
 from tests.support.device import COHORT, MODEL, A, B, C, release, signed
 
 SIZE = 40
@@ -86,7 +96,10 @@ def test_a_halt_in_the_middle_brings_everybody_back():
 BAD = {"slow in the probe": SLOW_IN_PROBE, "slow on trial": SLOW_ON_TRIAL, "crashes": CRASHES}
 
 
-@pytest.mark.parametrize("kind", BAD.values(), ids=BAD.keys())
+BESIDE_ANOTHER = {**BAD, "dies in the shadow": DIES_IN_SHADOW}
+
+
+@pytest.mark.parametrize("kind", BESIDE_ANOTHER.values(), ids=BESIDE_ANOTHER.keys())
 def test_a_bad_model_never_gets_past_the_canaries(kind):
     fleet = make({A: GOOD, B: kind})
     roll_out(fleet, B)
@@ -97,6 +110,25 @@ def test_a_bad_model_never_gets_past_the_canaries(kind):
     blamed = [device for device in fleet.devices.values() if device.saved.quarantine]
     assert 1 <= len(blamed) <= 3
     assert all(dict(device.saved.quarantine) == {B: 1} for device in blamed)
+
+
+def test_a_model_that_answers_otherwise_is_refused_where_that_is_not_allowed_and_never_serves():
+    fleet = make({A: GOOD, B: DISAGREES})
+    roll_out(fleet, B, shadow={"rows": 120, "max_disagreement": 0.2})
+    fleet.finish()
+    assert (fleet.centre.rollout.state, fleet.centre.rollout.stage) == (rollout.HALTED, 1)
+    assert "otherwise than the model in service" in fleet.centre.rollout.note
+    assert fleet.ever[B] == set()
+    assert fleet.serving[A] == set(fleet.devices)
+
+
+def test_how_often_a_candidate_answers_otherwise_is_known_at_the_centre():
+    fleet = make({A: GOOD, B: DISAGREES})
+    roll_out(fleet, B, shadow={"rows": 120})
+    fleet.finish()
+    assert fleet.serving[B] == set(fleet.devices)
+    reports = [record.report(MODEL) for record in fleet.centre.records.values()]
+    assert {(report.shadow_rows, report.shadow_disagreed) for report in reports if report} == {(120, 60)}
 
 
 @pytest.mark.parametrize("kind", BAD.values(), ids=BAD.keys())

@@ -52,6 +52,8 @@ class Kind:
     probe_ok: bool = True
     cpu_ns: int = 50_000
     crashes: bool = False
+    disagrees: float = 0.0
+    dies_in_shadow: bool = False
 
     def cpu_times(self, calls: int) -> LatencyHistogram:
         """The histogram of ``calls`` equal calls."""
@@ -64,6 +66,8 @@ GOOD = Kind()
 SLOW_IN_PROBE = Kind(probe_ok=False)
 SLOW_ON_TRIAL = Kind(cpu_ns=10_000_000)
 CRASHES = Kind(crashes=True)
+DIES_IN_SHADOW = Kind(dies_in_shadow=True)
+DISAGREES = Kind(disagrees=0.5)
 
 
 class World:

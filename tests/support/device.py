@@ -10,7 +10,7 @@ from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, Model
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.messages import Health, SignedRelease
 from edge_runtime.contract.profile import CellSpec, FeatureCells, Profile, empty_profile
-from edge_runtime.contract.release import EVERYONE, Release, TrialGate, to_payload
+from edge_runtime.contract.release import EVERYONE, Release, ShadowGate, TrialGate, to_payload
 from edge_runtime.core.events import WindowClosed
 from edge_runtime.core.lifecycle import SlotState, from_document
 from edge_runtime.core.voice import Identity
@@ -47,6 +47,7 @@ def release(
     rollout: str = "r1",
     attempt: int = 1,
     trial: TrialGate = GATE,
+    shadow: ShadowGate = ShadowGate(),  # noqa: B008 (frozen)
     cohort: str = COHORT,
     fleet: str = FLEET,
     model: str = MODEL,
@@ -62,6 +63,7 @@ def release(
         incumbent=incumbent,
         attempt=attempt,
         trial=trial,
+        shadow=shadow,
     )
 
 

@@ -249,19 +249,22 @@ class Loop:
                 labels=np.asarray(rows.label_names)[rows.labels],
                 recording=rows.recording,
             )
-            text = SKIFFD.format(
-                device=home.name,
-                fleet=FLEET,
-                host=self.mosquitto.host,
-                port=self.mosquitto.port,
-                model=MODEL,
-                root=self.repository.pinned_root,
-            )
-            (home / "skiffd.toml").write_text(text, encoding="utf-8")
+            (home / "skiffd.toml").write_text(self.configuration(home), encoding="utf-8")
             device = Device(home.name, home, str(self.folder.resolve()))
             device.start()
             self.devices.append(device)
         wait_for(lambda: len(self.view.online()) == devices, f"{devices} devices online")
+
+    def configuration(self, home: Path) -> str:
+        """The configuration of the device in ``home``."""
+        return SKIFFD.format(
+            device=home.name,
+            fleet=FLEET,
+            host=self.mosquitto.host,
+            port=self.mosquitto.port,
+            model=MODEL,
+            root=self.repository.pinned_root,
+        )
 
     def offer(self, artifact: Path, *, trial_seconds: float = 0.5) -> Digest:
         """Publishes an artifact, signed, and offers it to every device; a trial is never given up for its starts."""

@@ -19,7 +19,6 @@ from edge_runtime.core.agent import (
     ACK_TIMEOUT_SECONDS,
     COMPLAINT_SECONDS,
     MAX_IN_FLIGHT,
-    MAX_OFFERS,
     PROGRESS_SECONDS,
     SAVE_SECONDS,
     Agent,
@@ -53,6 +52,7 @@ from edge_runtime.core.events import (
     update_phase,
 )
 from edge_runtime.core.lifecycle import SlotState, begin_trial, refuse
+from edge_runtime.core.offers import MAX_OFFERS
 from tests.support.device import (
     COHORT,
     DEVICE,
@@ -448,10 +448,24 @@ def test_one_child_at_a_time_and_the_newest_release_next():
     assert bench.agent.slots.revision == 8
 
 
-def test_a_release_below_the_floor_does_not_cost_a_child():
+def test_a_release_below_the_floor_costs_one_child_once():
+    """Whether the floor still stands is the child's to say: a new director key starts it anew."""
     bench = Bench(replace(SETTLED, floors=((COHORT, 9),)))
-    bench.offer(release(B, revision=8))
+    old = release(B, revision=8)
+    bench.offer(old)
+    assert bench.one(StartUpdate).floor == 9
+    bench.do(UpdateEnded(ok=False, stage="release", reason="below the floor"))
+    bench.offer(old)
+    bench.do(Ticked(), after=1000.0)
     assert bench.get(StartUpdate) == []
+
+
+def test_the_first_release_of_a_new_director_key_may_start_below_the_old_floor():
+    bench = Bench(replace(SETTLED, floors=((COHORT, 2**62),)))
+    first = release(A, revision=1)
+    bench.offer(first)
+    bench.end(first, digest=A)
+    assert bench.agent.slots.floor(COHORT) == 1
     bench.offer(release(B, revision=9))
     assert bench.get(StartUpdate)
 
@@ -473,6 +487,7 @@ def test_a_forged_release_with_a_high_revision_does_not_shut_out_the_genuine_one
     assert bench.agent.slots.serving == B
 
 
+@pytest.mark.attack("A36")
 def test_a_burst_of_forged_releases_does_not_shut_out_the_genuine_one():
     bench = Bench()
     for k in range(20):
@@ -487,6 +502,7 @@ def test_a_burst_of_forged_releases_does_not_shut_out_the_genuine_one():
     pytest.fail("the genuine release was never looked at")
 
 
+@pytest.mark.attack("A37")
 def test_a_flood_of_forged_releases_is_slowed_down_and_noted_once_a_minute():
     bench = Bench()
     children = notes = 0

@@ -261,6 +261,15 @@ def test_a_bad_order_is_refused_with_the_reason(kind, why):
     assert why in refusal(order(coordinator(fleet()), kind))
 
 
+def test_the_director_signs_only_what_the_publisher_vouches_for():
+    c = coordinator(fleet())
+    answers = c.handle(RequestSeen(request(), MODEL, published=False), NOW)
+    assert "is not published, or was revoked" in refusal(answers)
+    assert releases(answers) == []
+    c.handle(RequestSeen(request(number=2), MODEL, published=True), NOW)
+    assert c.tracks[0].rollout is not None
+
+
 def test_orders_that_are_no_json_or_come_too_late_are_refused():
     c = coordinator(fleet())
     broken = replace(request(), document="{")

@@ -47,6 +47,7 @@ def test_the_three_kinds_are_read():
     assert isinstance(read(*wire(event())).message, Event)
 
 
+@pytest.mark.attack("A81")
 def test_a_payload_on_another_devices_topic_is_a_dead_letter():
     _, payload = wire(window("dev-1"))
     topic, _ = wire(window("dev-2"))

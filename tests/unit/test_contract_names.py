@@ -46,6 +46,7 @@ def test_topics():
     assert TOPICS.command(DEVICE) == "skiff/1/demo/d/dev-1/cmd"
     assert TOPICS.release(ids.cohort_id("main"), MODEL) == "skiff/1/demo/release/main/watch"
     assert TOPICS.trust(3) == "skiff/1/demo/tuf/3"
+    assert TOPICS.packed_trust(3) == "skiff/1/demo/tuf/3z"
     assert TOPICS.chunk(FIRST, 2) == f"skiff/1/demo/blob/{FIRST}/2"
     assert TOPICS.every("window") == "skiff/1/demo/d/+/+/window"
     assert TOPICS.every("status") == "skiff/1/demo/d/+/status"
@@ -111,7 +112,7 @@ def test_a_release_that_breaks_the_contract_is_refused(data, problem):
 
 
 def test_a_release_from_a_newer_minor_is_read():
-    assert release.from_payload(payload(shadow="later")) == RELEASE
+    assert release.from_payload(payload(later="unknown")) == RELEASE
 
 
 def test_who_runs_what():

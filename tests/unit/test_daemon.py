@@ -70,6 +70,16 @@ def test_a_state_that_is_on_disk_already_needs_no_disk(config, monkeypatch):
     assert again._agent.slots.committed == DIGEST
 
 
+@pytest.mark.parametrize("copy", ["record.a.json", "record.b.json"])
+def test_a_quarantine_outlives_the_loss_of_either_copy_of_the_state(config, copy):
+    daemon = Daemon(config)
+    assert daemon._perform(Save(committed(config)))
+    condemned = lifecycle.refuse(committed(config), Digest("cd" * 32), attempt=2, reason="slow")
+    assert daemon._perform(Save(condemned, needed=False))
+    (config.state_dir / copy).write_bytes(b"worn")
+    assert dict(Daemon(config)._agent.slots.quarantine) == {Digest("cd" * 32): 2}
+
+
 def test_a_full_disk_leaves_the_state_before_and_stops_what_needs_the_new_one(config, monkeypatch):
     daemon = Daemon(config)
     daemon._perform(Save(committed(config), needed=False))

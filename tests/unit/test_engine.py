@@ -368,6 +368,7 @@ def test_the_session_is_built_for_a_device(monkeypatch):
     assert others == {"providers": ["CPUExecutionProvider"]}
 
 
+@pytest.mark.attack("A93")
 def test_a_folding_bomb_is_not_folded():
     # The optimiser would compute this constant of 400 MB while loading.
     def change(model):

@@ -6,9 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.app import app
 from edge_runtime.config import load
+from edge_runtime.contract.ids import FleetId
 from tests.services import missing_service
+from trainer.authority import Authority
 
 UNIT = "device_configs/skiffd.service"
 
@@ -58,22 +62,19 @@ def test_its_files_go_where_the_unit_looks_for_them(repository, page):
     assert "SupplementaryGroups=skiff-keys" in unit
 
 
-def test_its_certificates_are_ones_that_the_check_accepts(page, tmp_path):
-    """The three OpenSSL commands, run as they stand except for where the files are."""
+def test_its_certificates_are_ones_that_the_check_accepts(page, tmp_path, monkeypatch):
+    """The commands for the key and its certificate, run as they stand except for where the files are."""
     if shutil.which("openssl") is None:
         missing_service("openssl is not installed (Debian: apt-get install openssl)")
     from edge_runtime.check import certificate  # noqa: PLC0415 (only where there is something to look at)
 
-    authority = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=authority "
-        "-days 365 -keyout ca.key -out ca.crt"
-    )
-    lines = [line for line in commands(page) if "openssl " in line or line.startswith("printf")]
-    assert len(lines) == 3
-    for line in [authority, *lines]:
-        command = line.replace("sudo ", "").replace("/etc/skiffd/", "")
-        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
-    seen = certificate.look_at(
-        str(tmp_path / "device.crt"), str(tmp_path / "device.key"), str(tmp_path / "ca.crt")
-    )
+    monkeypatch.chdir(tmp_path)
+    Authority.create(tmp_path / "authority", FleetId("demo"))
+    lines = [line for line in commands(page) if "openssl " in line or line.startswith("skiff ")]
+    assert [line.split()[1] for line in lines] == ["openssl", "pki"]
+    made = lines[0].replace("sudo ", "").replace("/etc/skiffd/", "")
+    subprocess.run(shlex.split(made), cwd=tmp_path, check=True, capture_output=True)
+    done = CliRunner().invoke(app, shlex.split(lines[1])[1:])
+    assert done.exit_code == 0, done.output
+    seen = certificate.look_at("pump-17/device.crt", "device.key", "pump-17/ca.crt")
     assert (seen.problem, seen.common_name) == ("", "pump-17")

@@ -85,6 +85,7 @@ def test_few_devices_are_judged_one_by_one_and_it_says_so():
     assert any("6 devices with a past: a fleet verdict needs 10" in note for note in judge.notes)
 
 
+@pytest.mark.attack("A82")
 def test_one_of_few_devices_is_named_and_wishes_for_nothing():
     fleet = small(
         devices=6,

@@ -1,24 +1,30 @@
 """The states a model passes through on a device, one transition at a time."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.release import TrialGate, stage_hash
+from edge_runtime.contract.release import ShadowGate, TrialGate, stage_hash
 from edge_runtime.core.lifecycle import (
     MAX_QUARANTINE,
     MAX_REASON,
+    TRANSITIONS,
+    Phase,
     SlotState,
     accept,
     activate,
+    begin_shadow,
     begin_trial,
     broken,
     commit,
+    compare,
     fail,
     from_document,
+    leave_shadow,
     needs,
     progress,
     refuse,
@@ -181,11 +187,11 @@ def test_the_quarantine_is_bounded_and_forgets_the_oldest():
 # ── releases ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_floors_are_kept_by_cohort_and_never_fall():
+def test_floors_are_kept_by_cohort_and_are_those_of_the_last_release_that_was_verified():
     slots = accept(EMPTY, release(B, revision=7))
     slots = accept(slots, release(B, revision=3, cohort="other"))
-    slots = accept(slots, release(B, revision=5))
     assert slots.floor("main") == 7
+    assert accept(slots, release(B, revision=1)).floor("main") == 1  # of a new director key
     assert slots.floor("other") == 3
     assert slots.floor("never-heard-of") == 0
 
@@ -284,3 +290,71 @@ def test_a_document_without_cpu_times_is_read():
 def test_a_damaged_document_is_refused_by_the_field(change, message):
     with pytest.raises(ContractError, match=message):
         from_document({**to_document(full()), **change}, MODEL)
+
+
+# ── all of it ──────────────────────────────────────────────────────────────────────────────────────────
+
+ONCE = TrialGate(predictions=1, seconds=0.0, starts=1)
+
+
+def steps(slots: SlotState) -> Iterator[tuple[str, SlotState]]:
+    """Whatever may happen to a device of three models, by the name of the function that says so."""
+    for model in (A, B, C):
+        if model != slots.committed and (slots.trial is None or slots.trial.digest != model):
+            yield "begin_trial", begin_trial(slots, model, attempt=2, gate=ONCE)
+            if slots.committed is not None:
+                shadow = ShadowGate(rows=1)
+                yield (
+                    "begin_shadow",
+                    begin_shadow(slots, model, attempt=2, gate=ONCE, shadow=shadow),
+                )
+        yield "refuse", refuse(slots, model, attempt=1, reason="slow")
+        if model in (slots.committed, slots.previous):
+            yield "switch", switch(slots, model)
+        if model in slots.known:
+            yield "broken", broken(slots, model, "worn")
+    if slots.shadowing is not None:
+        yield "compare", compare(slots, rows=1, disagreed=0)
+        yield "leave_shadow", leave_shadow(slots)
+    if slots.on_trial:
+        yield "progress", progress(slots, predictions=1, seconds=1.0, cpu=cpu(1))
+        yield "commit", commit(slots)
+    if slots.trial is not None:
+        yield "fail", fail(slots, "bad")
+        yield "withdraw", withdraw(slots)
+        yield "activate", activate(slots)
+
+
+def plain(slots: SlotState) -> SlotState:
+    """The state without what only counts: so that there are few of them."""
+    trial = slots.trial
+    if trial is not None:
+        trial = replace(trial, predictions=0, seconds=0.0, compared=0, disagreed=0, cpu=cpu(0), attempt=1)
+    quarantine = tuple(sorted((model, 1) for model, _ in slots.quarantine))
+    bare = SlotState(model=MODEL, committed=slots.committed, previous=slots.previous)
+    return replace(bare, trial=trial, quarantine=quarantine)
+
+
+def test_the_table_has_every_step_that_can_be_taken_and_no_other():
+    start = SlotState(model=MODEL)
+    seen, todo = {start}, [start]
+    taken: dict[str, dict[Phase, set[Phase]]] = {}
+    while todo:
+        before = todo.pop()
+        for verb, after in steps(before):
+            for model in (A, B, C):
+                was, now = before.phase(model), after.phase(model)
+                if was != now:
+                    taken.setdefault(verb, {}).setdefault(was, set()).add(now)
+            assert before.committed is None or after.committed is not None, verb
+            assert (after.serving is None) == (after.known == ()), verb
+            if verb not in ("broken", "commit", "switch"):
+                assert (after.committed, after.previous) == (before.committed, before.previous), verb
+            assert from_document(json.loads(json.dumps(to_document(after))), MODEL) == after
+            if (kept := plain(after)) not in seen:
+                seen.add(kept)
+                todo.append(kept)
+    assert len(seen) > 1000
+    assert taken == {
+        verb: {was: set(found) for was, found in rows.items()} for verb, rows in TRANSITIONS.items()
+    }

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import stat
 import threading
@@ -10,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from edge_runtime.contract import codec, trust
+from converters.gate import MAX_ARTIFACT_BYTES
+from edge_runtime.contract import bundle, codec, trust
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.ids import Digest, digest_of
-from edge_runtime.contract.topics import BLOB, CHUNK_BYTES, MAX_BLOB_BYTES, TRUST, Topics
+from edge_runtime.contract.topics import BLOB, CHUNK_BYTES, TRUST, Topics
 from edge_runtime.truststore import TrustStore
 from tests.publisher import FLEET, MODEL, artifact, put
 from trainer import files
@@ -91,7 +93,7 @@ def test_outgoing_is_every_chunk_and_then_a_bundle_for_every_root(repository, tm
     published = repository.add(put(tmp_path, big), role="targets")
     repository.rotate("timestamp")
     sent = list(repository.outgoing(Topics(FLEET), [published.digest]))
-    chunks, bundles = sent[:-2], sent[-2:]
+    chunks, packed, bundles = sent[:-4], sent[-4::2], sent[-3::2]
     assert [topic for topic, _, _ in chunks] == [
         f"skiff/1/{FLEET}/blob/{published.digest}/{i}" for i in range(len(chunks))
     ]
@@ -99,8 +101,12 @@ def test_outgoing_is_every_chunk_and_then_a_bundle_for_every_root(repository, tm
     assert b"".join(data for _, data, _ in chunks) == big
     assert {delivery for _, _, delivery in chunks} == {BLOB}
     assert [topic for topic, _, _ in bundles] == [f"skiff/1/{FLEET}/tuf/{version}" for version in (1, 2)]
-    assert {delivery for _, _, delivery in bundles} == {TRUST}
+    assert [topic for topic, _, _ in packed] == [f"skiff/1/{FLEET}/tuf/{version}z" for version in (1, 2)]
+    assert {delivery for _, _, delivery in [*packed, *bundles]} == {TRUST}
+    assert [bundle.unpack(data) for _, data, _ in packed] == [codec.decode(data) for _, data, _ in bundles]
     assert [codec.decode(data) for _, data, _ in bundles] == [repository.bundle(1), repository.bundle(2)]
+    assert [topic for topic, _, _ in packed] == [f"skiff/1/{FLEET}/tuf/{version}z" for version in (1, 2)]
+    assert [bundle.unpack(data) for _, data, _ in packed] == [repository.bundle(1), repository.bundle(2)]
     assert "2.root.json" in dict(repository.bundle(1).files)
     assert "2.root.json" not in dict(repository.bundle(2).files)
     withdrawn = list(repository.withdrawn(Topics(FLEET), published))
@@ -166,9 +172,9 @@ def test_disabling_automatic_publishing_withdraws_what_it_published(repository, 
 
 def test_adding_twice_changes_nothing(repository, model):
     first = repository.add(model, role="targets")
-    bundle = repository.bundle(1)
+    before = repository.bundle(1)
     assert repository.add(model, role="targets") == first
-    assert repository.bundle(1) == bundle
+    assert repository.bundle(1) == before
 
 
 def test_revoking_withdraws_and_forbids(repository, model, tmp_path):
@@ -199,6 +205,7 @@ def test_metadata_that_outgrows_a_message_is_refused_before_it_is_written(
     assert Repository(tmp_path / "repository").bundle(1) == before
 
 
+@pytest.mark.attack("A92")
 @pytest.mark.parametrize("content", [b"", b"not onnx", None])
 def test_what_fails_the_gate_is_not_published(repository, tmp_path, content):
     path = put(tmp_path, artifact()[:-7] if content is None else content)
@@ -209,8 +216,9 @@ def test_what_fails_the_gate_is_not_published(repository, tmp_path, content):
 
 def test_what_cannot_travel_or_be_read_is_refused(repository, tmp_path):
     big = tmp_path / "big.onnx"
-    big.write_bytes(b"\0" * (MAX_BLOB_BYTES + 1))
-    with pytest.raises(PublishError, match="models of up to"):
+    big.touch()
+    os.truncate(big, MAX_ARTIFACT_BYTES + 1)
+    with pytest.raises(PublishError, match=f"models have {MAX_ARTIFACT_BYTES} at most"):
         repository.add(big, role="targets")
     with pytest.raises(PublishError, match="cannot be read"):
         repository.add(tmp_path / "absent.onnx", role="targets")
@@ -218,6 +226,7 @@ def test_what_cannot_travel_or_be_read_is_refused(repository, tmp_path):
         repository.add(big, role="builder")
 
 
+@pytest.mark.attack("A91")
 def test_foreign_metadata_is_never_signed_again(repository, model, tmp_path):
     path = tmp_path / "repository" / "metadata" / "1.targets.json"
     document = json.loads(path.read_bytes())
@@ -321,6 +330,9 @@ def rotation(role):
     return lambda repository, model: repository.rotate(role)
 
 
+CHANGES["more-root-keys"] = lambda r, model: r.resize("root", 3, 5)
+CHANGES["fewer-root-keys"] = lambda r, model: r.resize("root", 1, 2)
+CHANGES["more-targets-keys"] = lambda r, model: r.resize("targets", 3, 3)
 CHANGES.update({f"rotate-{role}": rotation(role) for role in KEYS})
 
 

@@ -1,19 +1,25 @@
 """Slots: the record and the models survive whatever happens to the power or the disk."""
 
+import errno
 import json
 import os
+import shutil
 from itertools import count
+from pathlib import Path
 
 import pytest
 
+from edge_runtime.adapters import disk
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ArtifactError, ContractError
-from tests.support.crashes import CrashingDisk, PowerCut
+from tests.support.crash_model import distinct_states, materialise
+from tests.support.recorder import Fault, Recorder
 
 MODELS = {name: name.encode() * 5000 for name in "ABC"}
 DIGESTS = {name: ids.digest_of(data) for name, data in MODELS.items()}
 A, B, C = (DIGESTS[name] for name in "ABC")
+NEVER = 1 << 60
 
 
 @pytest.fixture
@@ -23,11 +29,9 @@ def slots(tmp_path):
 
 def download(slots, name):
     """What a downloader does: writes the file and does not flush it."""
-    handle = os.open(slots.staging(DIGESTS[name]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        os.write(handle, MODELS[name])
-    finally:
-        os.close(handle)
+    slots.staging(DIGESTS[name]).unlink(missing_ok=True)
+    with disk.append_to(slots.staging(DIGESTS[name])) as staging:
+        staging.write(MODELS[name])
 
 
 def install(slots, name):
@@ -80,6 +84,43 @@ def test_a_damaged_copy_falls_back_to_the_one_before(slots, tmp_path, damage):
     again.write_record({"n": 2})  # over the damaged copy
     assert again.record() == {"n": 2}
     assert not again.damage
+
+
+def test_a_copy_that_cannot_be_read_falls_back_to_the_one_before(slots, tmp_path, monkeypatch):
+    slots.write_record({"n": 0})
+    slots.write_record({"n": 1})
+    newest = tmp_path / "state" / "record.b.json"
+    real = Path.read_bytes
+
+    def read_bytes(path):
+        if path == newest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with monkeypatch.context() as worn:
+        worn.setattr(Path, "read_bytes", read_bytes)
+        assert slots.record() == {"n": 0}
+        assert slots.damage == (f"{newest}: cannot be read (Input/output error)",)
+        slots.write_record({"n": 2})  # over the one that cannot be read
+    assert slots.record() == {"n": 2}
+    assert not slots.damage
+
+
+def test_a_copy_that_can_be_read_the_second_time_is_read(slots, monkeypatch):
+    slots.write_record({"n": 0})
+    slots.write_record({"n": 1})
+    real, refused = Path.read_bytes, []
+
+    def read_bytes(path):
+        if path not in refused:
+            refused.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with monkeypatch.context() as worn:
+        worn.setattr(Path, "read_bytes", read_bytes)
+        assert slots.record() == {"n": 1}
+    assert len(refused) == 2
 
 
 def test_two_damaged_copies_are_no_record_and_say_so(slots, tmp_path):
@@ -176,49 +217,56 @@ def test_a_digest_is_checked_before_it_becomes_a_path(slots, name):
 
 
 class Life:
-    """A device's life with its slots, and what it was promised on the way."""
+    """A device's life with its slots, and which records and models it was promised, by number of the change."""
 
-    def __init__(self, root):
-        self.root = root
-        self.recorded: list[dict[str, object]] = []
-        self.writing: dict[str, object] | None = None
-        self.installed: set[str] = set()
+    def __init__(self, root, **fault):
+        self.root = root / "state"
+        self.recorder = Recorder(root, **fault)
+        self.recorded: list[tuple[int, int, dict[str, object]]] = []
+        self.installed: list[tuple[int, str]] = []
+        self.collected = NEVER
+
+    def now(self):
+        return len(self.recorder.changes)
 
     def record(self, slots, **record):
-        self.writing = record
+        begun = self.now()
+        self.recorded.append((begun, NEVER, record))
         slots.write_record(record)
-        self.recorded.append(record)
-        self.writing = None
+        self.recorded[-1] = (begun, self.now(), record)
 
     def install(self, slots, name):
         download(slots, name)
         slots.install(DIGESTS[name])
-        self.installed.add(name)
+        self.installed.append((self.now(), name))
 
     def live(self):
-        slots = Slots(self.root)
-        self.record(slots, n=1, serving=None)
-        self.install(slots, "A")
-        self.record(slots, n=2, serving="A")
-        self.install(slots, "B")
-        self.record(slots, n=3, serving="B", previous="A")
-        self.install(slots, "C")
-        self.record(slots, n=4, serving="C", previous="B")
-        self.installed.discard("A")
-        slots.collect({B, C})
-        self.record(slots, n=5, serving="C", previous=None)
+        with self.recorder.standing():
+            slots = Slots(self.root)
+            self.record(slots, n=1, serving=None)
+            self.install(slots, "A")
+            self.record(slots, n=2, serving="A")
+            self.install(slots, "B")
+            self.record(slots, n=3, serving="B", previous="A")
+            self.install(slots, "C")
+            self.record(slots, n=4, serving="C", previous="B")
+            self.collected = self.now()
+            slots.collect({B, C})
+            self.record(slots, n=5, serving="C", previous=None)
 
-    def check(self):
+    def check(self, root, after):
         """The law, whatever instant the power failed."""
-        slots = Slots(self.root)
+        slots = Slots(root)
         found = slots.record()
-        allowed = [self.recorded[-1] if self.recorded else None]
-        if self.writing is not None:
-            allowed.append(self.writing)
+        allowed: list[dict[str, object] | None] = [None]
+        for begun, done, record in self.recorded:
+            if begun < after:
+                allowed = [record] if done <= after else [*allowed, record]
         assert found in allowed
-        for name in self.installed:
-            assert slots.has(DIGESTS[name], verify=True), f"installed model {name} is lost"
-        for path in (self.root / "blobs").glob("*.onnx"):
+        for at, name in self.installed:
+            if at <= after and (name != "A" or after <= self.collected):
+                assert slots.has(DIGESTS[name], verify=True), f"installed model {name} is lost"
+        for path in (root / "blobs").glob("*.onnx"):
             assert slots.has(ids.digest(path.stem), verify=True), "a torn model under a good name"
         if found is not None:
             for slot in ("serving", "previous"):
@@ -227,47 +275,39 @@ class Life:
                         f"the record names a lost model: {found}"
                     )
         slots.write_record({"n": 99})
-        assert slots.record() == Slots(self.root).record() == {"n": 99}
+        assert slots.record() == Slots(root).record() == {"n": 99}
         for name in "ABC":
             install(slots, name)
             assert slots.has(DIGESTS[name], verify=True)
 
 
-@pytest.mark.parametrize("lose_data", [False, True], ids=["data kept", "data lost"])
-@pytest.mark.parametrize("lose_names", [False, True], ids=["names kept", "names lost"])
-def test_the_power_fails_before_every_change_of_the_disk(tmp_path, lose_data, lose_names):
-    for break_at in count(1):
-        root = tmp_path / str(break_at)
-        life = Life(root)
-        disk = CrashingDisk(root, break_at=break_at)
-        with pytest.MonkeyPatch.context() as patch:
-            disk.stand_before(patch)
-            try:
-                life.live()
-            except PowerCut:
-                lived = False
-            else:
-                lived = True
-        disk.crash(lose_data=lose_data, lose_names=lose_names)
-        life.check()
-        if lived:
-            assert break_at > 40, "the disk saw too few changes for this to mean something"
-            return
+def test_the_power_fails_after_every_change_of_the_disk(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    life = Life(home)
+    life.live()
+    states = distinct_states(life.recorder.changes, at_most=12)
+    assert len(states) > 150, "the disk saw too few changes for this to mean something"
+    for number, state in enumerate(states):
+        root = tmp_path / str(number)
+        materialise(state, root)
+        life.check(root / "state", state.after)
+        shutil.rmtree(root)
 
 
-def test_the_disk_refuses_every_change_once_and_life_goes_on(tmp_path):
-    for break_at in count(1):
-        root = tmp_path / str(break_at)
-        life = Life(root)
-        disk = CrashingDisk(root, break_at=break_at, full=True)
-        with pytest.MonkeyPatch.context() as patch:
-            disk.stand_before(patch)
-            try:
-                life.live()
-            except OSError:
-                failed = True
-            else:
-                failed = False
-        life.check()
-        if not failed:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, 0])
+def test_the_disk_refuses_every_call_once_and_life_goes_on(tmp_path, code):
+    for at in count(1):
+        root = tmp_path / str(at)
+        root.mkdir()
+        life = Life(root, fault=Fault(at, code))
+        said: int | None = 0
+        try:
+            life.live()
+        except OSError as e:
+            said = e.errno
+        life.check(life.root, life.now())
+        if life.recorder.calls < at:
+            assert at > 40, "the disk saw too few calls for this to mean something"
             return
+        assert said == code
