@@ -5,6 +5,7 @@ One rule for the monitor, which looks as windows come, and for a replay of what 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aggregator.config import DriftConfig
 from aggregator.core.judge import Judge
@@ -13,6 +14,9 @@ from aggregator.looks import Block, Slice, Trace
 from aggregator.stores import NEWEST, WindowStore
 from edge_runtime.contract.ids import DeviceId, Digest
 from edge_runtime.contract.manifest import ArtifactInfo
+
+NOTHING: Final = (0, 0.0, 0)
+"""What `WindowStore.pending` says of a device that it leaves out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +35,7 @@ def gathered(
     serves: Callable[[DeviceId], bool],
     now_ns: int,
 ) -> Gathered:
-    """What ``devices`` sent since their last looks, of which ``pending`` says what `WindowStore.pending` does.
+    """What ``devices`` sent since their last looks, of each of which ``pending`` says what `WindowStore.pending` does.
 
     ``serves`` says whether more windows of the artifact may come from a device: it is worth waiting for.
     """

@@ -143,12 +143,21 @@ class Leader:
             self._tick()
         if self._drift.due(now):
             self._monitor.check(self._devices, self._wall_ns())
-        if self._config.ingest.retention_days and (self._prune.due(now) or self._pruning):
-            before_ns = self._wall_ns() - int(self._config.ingest.retention_days * 86400e9)
-            gone = self._windows.prune(before_ns)  # some of them; the rest follows in the next steps
-            self._pruning = gone > 0
-            if gone:
-                log.info("pruned records=%d", gone)
+        if self._config.ingest.retention_days:
+            self._make_room(now)
+
+    def _make_room(self, now: float) -> None:
+        """Rolls up what is older than the retention, some of it in each step."""
+        is_due = self._prune.due(now)
+        if not (is_due or self._pruning):
+            return
+        before_ns = self._wall_ns() - int(self._config.ingest.retention_days * 86400e9)
+        if is_due:
+            self._ledger.prune_looks(before_ns)
+        gone = self._windows.prune(before_ns)
+        self._pruning = gone > 0
+        if gone:
+            log.info("pruned records=%d", gone)
 
     def close(self, timeout: float) -> None:
         """Ends a hook that runs, and says so in the ledger; what was told by now is forgotten there."""

@@ -12,7 +12,7 @@ from aggregator.core.accuracy import estimate
 from aggregator.core.cohorts import FLEET
 from aggregator.core.ingest import check_profile
 from aggregator.core.judge import Judge
-from aggregator.gathering import blocks_of, gathered, judge_of, slice_of
+from aggregator.gathering import NOTHING, blocks_of, gathered, judge_of, slice_of
 from aggregator.looks import AlarmEvent, Block, Look, Slice, Verdict, Wish
 from aggregator.records import AuditEntry, DeviceRecord
 from aggregator.stores import DriftLedger, WindowStore
@@ -153,8 +153,9 @@ class Monitor:
         now_ns: int,
     ) -> tuple[Verdict, ...]:
         cursors = {device: self._cursor(digest, device) for device in senders}
+        pending = self._windows.pending(digest, cursors)
         seen = gathered(
-            lambda device: self._windows.pending(digest, device, cursors[device]),
+            lambda device: pending.get(device, NOTHING),
             senders,
             self._config,
             serves=lambda device: _serves(devices.get(device), digest),

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from aggregator.config import DriftConfig
-from aggregator.gathering import blocks_of, gathered, judge_of, slice_of
+from aggregator.gathering import NOTHING, blocks_of, gathered, judge_of, slice_of
 from aggregator.looks import Alarm, Look, Slice, Wish
 from aggregator.records import Receipt
 from aggregator.stores import WindowStore
@@ -123,7 +123,7 @@ class _Waiting:
 
     def pending(self, device: DeviceId) -> tuple[int, float, int]:
         """(rows, seconds, received_ns of the oldest) that no look has used."""
-        return self._pending.get(device, (0, 0.0, 0))
+        return self._pending.get(device, NOTHING)
 
     def used(self, device: DeviceId) -> None:
         """A look has used everything of the device."""

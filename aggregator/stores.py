@@ -80,10 +80,13 @@ class WindowStore(Protocol):
     def streams(self) -> tuple[tuple[Digest, DeviceId, int], ...]:
         """Every (artifact, device) that ever sent a window, with the number of its newest."""
 
-    def pending(self, digest: Digest, device: DeviceId, after: int) -> tuple[int, float, int]:
-        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``.
+    def pending(
+        self, digest: Digest, after: Mapping[DeviceId, int]
+    ) -> dict[DeviceId, tuple[int, float, int]]:
+        """(rows, seconds, received_ns of the oldest) of each device's judged windows numbered above ``after``.
 
-        Rows are those answered and those refused, here and in `block` and `receipts`.
+        A device that has none is left out. Rows are those answered and those refused, here and in `block` and
+        `receipts`.
         """
 
     def block(
@@ -223,6 +226,9 @@ class DriftLedger(Protocol):
 
     def put_look(self, digest: Digest, model: ModelName, look: Look, at_ns: int, newest: int = 0) -> None:
         """Keeps what a look came to, for people, and the newest window that was part of it, for a replay."""
+
+    def prune_looks(self, before_ns: int) -> None:
+        """Forgets looks taken before ``before_ns``, but each artifact's last; in a transaction of its own."""
 
     def next_look(self, digest: Digest) -> int:
         """The number of the artifact's next look."""

@@ -2,16 +2,17 @@
 
 Both get the same messages of QoS 1 from the same sender, as fast as the broker takes them: windows of 30 features from
 2,000 devices. The service decodes, checks against the artifact, commits to its store and acknowledges every window; its
-time ends when the last acknowledgement has arrived. The subscriber is paho alone and counts; its time ends with the
-last message. They take turns on one machine, and the one whose turn it is not has nothing to do; a broker may have
-as many messages on the way to either.
+time ends when the last acknowledgement has arrived. It is measured as one process, and as two that share the
+subscription and the store. The subscriber is paho alone and counts; its time ends with the last message. They take
+turns on one machine, and those whose turn it is not have nothing to do; a broker may have as many messages on the way
+to each.
 """
 
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +41,9 @@ KINDS: Final = 50
 TARGET: Final = 0.5
 FIRST_SEQ: Final = 10_000
 SESSION: Final = ids.session_id("0123456789abcdef")
-SERVED, COUNTED = FleetId("served"), FleetId("counts")
+SERVED: Final = {1: FleetId("alone"), 2: FleetId("share")}
+"""The fleet that so many processes serve."""
+COUNTED: Final = FleetId("count")
 NAME: Final = "gateway-{:05}"
 
 CONFIG: Final = """\
@@ -49,6 +52,8 @@ registry = "registry"
 [broker]
 host = "127.0.0.1"
 port = {port}
+[ingest]
+share = "{share}"
 [drift]
 check_seconds = 600
 """
@@ -127,24 +132,26 @@ class Traffic:
 
 
 @contextmanager
-def served(folder: Path, model: Path, port: int) -> Iterator[None]:
-    """`skiff serve` in a process of its own, with a store on this disk."""
+def served(folder: Path, model: Path, port: int, fleet: FleetId, processes: int) -> Iterator[None]:
+    """`skiff serve` in processes of its own, with a store on this disk."""
     registry = folder / "registry"
     registry.mkdir(parents=True)
     data = model.read_bytes()
     (registry / f"{ids.digest_of(data)}.onnx").write_bytes(data)
     config = folder / "aggregator.toml"
-    config.write_text(CONFIG.format(fleet=SERVED, port=port), encoding="utf-8")
-    with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "cli.main", "serve", str(config), "--log-level", "warning"]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-    try:
+    share = "ingest" if processes > 1 else ""
+    config.write_text(CONFIG.format(fleet=fleet, port=port, share=share), encoding="utf-8")
+    command = [sys.executable, "-m", "cli.main", "serve", str(config), "--log-level", "warning"]
+    with (folder / "log").open("wb") as log, ExitStack() as stack:
+        started = []
+        for _ in range(processes):
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+            stack.callback(process.wait, rig.WAIT_SECONDS)
+            stack.callback(process.terminate)
+            started.append(process)
         yield
-        if process.poll() is not None:
-            raise SkiffError(f"the aggregator ended: {(folder / 'log').read_text(encoding='utf-8')[-2000:]}")
-    finally:
-        process.terminate()
-        process.wait(rig.WAIT_SECONDS)
+        if any(process.poll() is not None for process in started):
+            raise SkiffError(f"an aggregator ended: {(folder / 'log').read_text(encoding='utf-8')[-2000:]}")
 
 
 def _count(port: int, messages: Sequence[tuple[str, bytes]]) -> float:
@@ -175,11 +182,12 @@ def _serve(port: int, messages: Sequence[tuple[str, bytes]], acks: Acks) -> floa
 def run(
     *, devices: int = DEVICES, windows_each: int = WINDOWS_EACH, repetitions: int = REPETITIONS
 ) -> list[dict[str, Any]]:
-    """One row of figures; raises `NoBroker` without Mosquitto."""
+    """One row of figures for each number of processes; raises `NoBroker` without Mosquitto."""
     binary = find_mosquitto()
     if binary is None:
         raise rig.NoBroker("mosquitto is not installed (Debian: apt-get install mosquitto)")
-    rates: dict[str, list[float]] = {"service": [], "counting": []}
+    counted: list[float] = []
+    stored: dict[int, list[float]] = {processes: [] for processes in SERVED}
     with rig.workplace() as folder:
         model = rig.artifact(folder, "logistic")
         traffic = Traffic(_windows(model), devices)
@@ -188,38 +196,45 @@ def run(
         broker = Mosquitto(binary, home, extra_config="max_queued_messages 0\nlog_type error")
         broker.start()
         try:
-            with served(folder / "service", model, broker.port), Acks(broker.port, Topics(SERVED)) as acks:
-                _settle(broker.port, traffic, acks)
+            with ExitStack() as stack:
+                heard = {}
+                for processes, fleet in SERVED.items():
+                    stack.enter_context(served(folder / fleet, model, broker.port, fleet, processes))
+                    heard[processes] = stack.enter_context(Acks(broker.port, Topics(fleet)))
+                    _settle(broker.port, fleet, traffic, heard[processes])
                 for turn in range(1, repetitions + 1):
                     first = 1 + turn * windows_each
-                    of = {fleet: traffic.windows(fleet, first, windows_each) for fleet in (SERVED, COUNTED)}
-                    n = len(of[SERVED])
-                    rates["counting"].append(n / _count(broker.port, of[COUNTED]))
-                    rates["service"].append(n / _serve(broker.port, of[SERVED], acks))
+                    messages = traffic.windows(COUNTED, first, windows_each)
+                    counted.append(len(messages) / _count(broker.port, messages))
+                    for processes, fleet in SERVED.items():
+                        messages = traffic.windows(fleet, first, windows_each)
+                        seconds = _serve(broker.port, messages, heard[processes])
+                        stored[processes].append(len(messages) / seconds)
         finally:
             broker.close()
-    share = rig.over(rates["service"], rates["counting"])
     return [
         {
+            "processes": processes,
             "devices": devices,
             "windows a turn": devices * windows_each,
             "bytes each": round(traffic.bytes_each),
-            "durable and acknowledged a second": rig.spread(rates["service"], 0),
-            "counted a second": rig.spread(rates["counting"], 0),
-            "durable / counted": str(share),
+            "durable and acknowledged a second": rig.spread(rates, 0),
+            "counted a second": rig.spread(counted, 0),
+            "durable / counted": str(rig.over(rates, counted)),
             "at least": TARGET,
         }
+        for processes, rates in stored.items()
     ]
 
 
-def _settle(port: int, traffic: Traffic, acks: Acks) -> None:
+def _settle(port: int, fleet: FleetId, traffic: Traffic, acks: Acks) -> None:
     """Every device is known and has sent its first window; sent until it is acknowledged, as devices do."""
-    first = traffic.windows(SERVED, 0, 1)
+    first = traffic.windows(fleet, 0, 1)
     deadline = time.monotonic() + rig.WAIT_SECONDS
     while acks.count < len(first):
         if time.monotonic() > deadline:
             raise SkiffError(f"the service acknowledged {acks.count} of {len(first)} first windows")
-        flood(port, [*traffic.births(SERVED), *first])
+        flood(port, [*traffic.births(fleet), *first])
         time.sleep(2.0)
     time.sleep(2.0)
     acks.forget()

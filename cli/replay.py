@@ -106,7 +106,7 @@ def _judged(
         (row["look"], Taken(row["at_ns"], row["newest"])) for row in sorted(rows, key=lambda row: row["look"])
     ]
     gone = [number for number, look in looks if _is_before(look, oldest)]
-    first = gone[-1] + 1 if gone else 0
+    first = gone[-1] + 1 if gone else min((number for number, _ in looks), default=0)
     recorded = tuple(look for number, look in looks if number >= first)
     notes = list(_caveats(windows, digest, oldest.received_ns, first))
     taken: tuple[Taken, ...] = ()

@@ -160,8 +160,12 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
 
 def run_script(connection: sqlite3.Connection, script: str) -> None:
     """Performs statements that semicolons separate, in the transaction that is open."""
-    for statement in script.split(";"):
-        connection.execute(statement)
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):  # a trigger has semicolons of its own
+            connection.execute(statement)
+            statement = ""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.windows import Windows
-from aggregator.config import MetricsConfig, RetrainConfig, load
+from aggregator.config import IngestConfig, MetricsConfig, RetrainConfig, load
 from aggregator.records import RetrainRequest, Selection
 from aggregator.service import Service
 from edge_runtime.contract.ids import DeviceId
@@ -38,7 +38,9 @@ from tests.support.fleet import (
     wire,
 )
 from tests.support.flood import flood
+from tests.support.ledger_kit import LOOK
 from tests.support.mqtt_device import MqttDevice
+from tests.support.window_kit import put
 
 WAIT_SECONDS = 30.0
 
@@ -414,6 +416,27 @@ def test_a_persistent_session_brings_what_came_while_the_service_was_away(site):
 
 FLOOD = 20_000
 SENDERS = 20
+
+
+def test_what_is_older_than_the_retention_is_rolled_up_while_the_service_runs(site):
+    day_ns = 86_400 * 10**9
+    now_ns = time.time_ns()
+    old, new = [window("dev-1", seq) for seq in range(1, 600)], window("dev-1", 600)
+    (site.folder / "state").mkdir(exist_ok=True)
+    with closing(Windows(site.config.windows_path)) as store:
+        put(store, *old, at=now_ns - 3 * day_ns)
+        put(store, new, at=now_ns)
+        before = store.profiles(Selection())
+    with closing(Ledger(site.config.ledger_at)) as ledger, ledger.transaction():
+        for index, at_ns in enumerate((now_ns - 4 * day_ns, now_ns - 3 * day_ns, now_ns)):
+            ledger.put_look(A, MODEL, replace(LOOK, index=index), at_ns)
+    with site.running(replace(site.config, ingest=IngestConfig(retention_days=2.0))):
+        site.wait(
+            lambda: site.windows(lambda it: tuple(it.windows(Selection()))) == (new,),
+            "the old to be rolled up",
+        )
+    assert site.windows(lambda it: it.profiles(Selection())) == before
+    assert [row["look"] for row in site.ledger(lambda it: it.table("look_times"))] == [2]
 
 
 def test_a_flood_of_one_device_delays_nobody_else(tmp_path, repository, monkeypatch):

@@ -1,7 +1,7 @@
 """Where a device with updates is tried in this process: a publisher, a broker in memory, clocks, and the device.
 
-The daemon, its agent, its slots, the update child's whole job with TUF and chunks, and the models are the real ones.
-Replaced are the network (`memory_broker`), the clocks (`played`), the shadow's child, and the probe, which never
+The daemon, its agent, its slots, the update child's whole job with TUF, chunks and ranges, and the models are the real
+ones. Replaced are the network (`memory_broker`), the clocks (`played`), the shadow's child, and the probe, which never
 writes below the state.
 """
 
@@ -21,6 +21,7 @@ import pytest
 from edge_runtime import daemon as daemon_module
 from edge_runtime import shadowing, updates
 from edge_runtime.adapters import sandbox
+from edge_runtime.carriers import https
 from edge_runtime.config import DaemonConfig, load
 from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.release import ShadowGate, TrialGate
@@ -31,9 +32,11 @@ from edge_runtime.daemon import Daemon
 from edge_runtime.update_job import Job
 from edge_runtime.updater import Update
 from tests.publisher import COHORT, DEVICE, FLEET, MODEL, release, signed
+from tests.support.certificates import Authority
 from tests.support.memory_broker import MemoryBroker
 from tests.support.played import Clocks
 from tests.support.tiny_models import classifier, sealed
+from tests.support.web import WebServer
 from trainer.publish import Repository
 
 GATE = TrialGate(predictions=20, seconds=1.0, starts=2)
@@ -56,6 +59,12 @@ port = 1
 [model]
 name = "{model}"
 trust_root = "root.json"
+"""
+OVER_HTTPS = """\
+[update]
+url = "{url}"
+ca = "{ca}"
+prefer = "https"
 """
 
 
@@ -142,7 +151,11 @@ def no_probe(*_: object, **__: object) -> sandbox.Ended:
 
 @dataclass
 class Bench:
-    """Where devices are tried: a publisher, a broker, and clocks that the test turns."""
+    """Where devices are tried: a publisher, a broker, and clocks that the test turns.
+
+    With ``web``, a server of the publisher's folder, whose authority's certificate is at ``ca``, devices turn there
+    first.
+    """
 
     folder: Path
     repository: Repository
@@ -150,12 +163,23 @@ class Bench:
     clocks: Clocks = field(default_factory=lambda: Clocks(wall_ns=1_700_000_000 * 10**9))
     revision: int = 0
     disagreed: int = 0
+    web: WebServer | None = None
+    ca: str = ""
 
     @classmethod
     def make(cls, folder: Path) -> "Bench":
         repository = Repository.create(folder / "repository")
         repository.enable_auto(MODEL)
         return cls(folder, repository)
+
+    @contextlib.contextmanager
+    def on_the_web(self) -> Iterator[None]:
+        """Devices that are configured until this is left fetch by HTTPS."""
+        authority = Authority(self.folder / "web")
+        with WebServer(self.folder / "repository", authority.issue("web")) as self.web:
+            self.ca = authority.path
+            yield
+        self.web = None
 
     @contextlib.contextmanager
     def standing(self) -> Iterator[pytest.MonkeyPatch]:
@@ -165,6 +189,7 @@ class Bench:
             patch.setattr(sandbox, "run", no_probe)
             patch.setattr(daemon_module, "time", self.clocks)
             patch.setattr(daemon_module, "Updates", Here)
+            patch.setattr(https, "next_delay_seconds", lambda *_, **__: 0.0)
             patch.setattr(shadowing, "Shadowing", lambda *_, **__: Beside(lambda: self.disagreed))
             yield patch
 
@@ -190,7 +215,10 @@ class Bench:
         """A new device's configuration; its state will be in ``home/state``."""
         home.mkdir(parents=True, exist_ok=True)
         path = home / "skiffd.toml"
-        path.write_text(CONFIG.format(device=DEVICE, fleet=FLEET, model=MODEL), encoding="utf-8")
+        text = CONFIG.format(device=DEVICE, fleet=FLEET, model=MODEL)
+        if self.web is not None:
+            text += OVER_HTTPS.format(url=self.web.url, ca=self.ca)
+        path.write_text(text, encoding="utf-8")
         (home / "root.json").write_bytes(self.repository.pinned_root.read_bytes())
         return load(path)
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.publisher import FLEET
 from tests.support.crash_bench import CHUNK_BYTES, SHADOW, Bench, Device, heavy
 from tests.support.crash_model import Machine
 from tests.support.recorder import Recorder
+from tests.support.web import Visit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,6 +160,23 @@ class Story:
     def _commit(self, digest: Digest) -> None:
         self.device.turn_until(lambda s: s.committed == digest and s.trial is None, rows=4)
 
+    @contextlib.contextmanager
+    def _web_does(self, answer: Callable[[Visit, bytes], None]) -> Iterator[None]:
+        """The web server, where there is one, answers who asks for all of a model so, and nobody who asks for more."""
+
+        def behave(visit: Visit) -> None:
+            if not visit.path.startswith("/targets/"):
+                visit.serve()
+            elif visit.asked.start is None and visit.data is not None:
+                answer(visit, visit.data)
+
+        if self.bench.web is None:
+            yield
+            return
+        self.bench.web.behave = behave
+        yield
+        self.bench.web.behave = None
+
     def commits(self) -> None:
         digest = self._new()
         self.device.hear(self.bench.offer(digest))
@@ -170,13 +188,14 @@ class Story:
         self.told.append("committed")
 
     def resumes(self) -> None:
-        """One chunk comes late, and the power fails meanwhile."""
+        """One chunk comes late, the web server sends no more than the first, and the power fails meanwhile."""
         digest = self._new()
         topic = Topics(FLEET).chunk(digest, 1)
         late = self.bench.broker.retained.pop(topic)
         message = self.bench.offer(digest)
-        self.device.hear(message)
-        self.device.turn()
+        with self._web_does(lambda visit, data: visit.say(200, data[:CHUNK_BYTES], length=len(data))):
+            self.device.hear(message)
+            self.device.turn()
         assert self.device.slots.trial is None
         assert Slots(self.config.state_dir).staging(digest).stat().st_size == CHUNK_BYTES
         self.device.reboot()
@@ -229,8 +248,9 @@ class Story:
         topic = Topics(FLEET).chunk(digest, 2)
         good = self.bench.broker.retained[topic]
         self.bench.broker.retained[topic] = b"X" + good[1:]
-        self.device.hear(self.bench.offer(digest))
-        self.device.turn()
+        with self._web_does(lambda visit, data: visit.say(200, data[:-1] + b"X")):
+            self.device.hear(self.bench.offer(digest))
+            self.device.turn()
         assert self.device.serving == before
         assert not Slots(self.config.state_dir).staging(digest).exists()
         self.bench.broker.retained[topic] = good

@@ -67,7 +67,7 @@ class Acks:
 
     def __init__(self, port: int, topics: Topics) -> None:
         self._wire = socket.create_connection(("127.0.0.1", port), timeout=60.0)
-        self._wire.sendall(_packet(CONNECT, b"\0\4MQTT\4\2\0\0" + _text("acks")))
+        self._wire.sendall(_packet(CONNECT, b"\0\4MQTT\4\2\0\0" + _text(f"acks-{topics.fleet}")))
         assert self._wire.recv(4) == SUCCESS
         self._wire.sendall(_packet(SUBSCRIBE, b"\0\1" + _text(topics.ack(DeviceId("+"))) + b"\0"))
         assert self._wire.recv(5) == bytes([0x90, 3, 0, 1, 0])

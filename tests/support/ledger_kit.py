@@ -300,6 +300,21 @@ class LedgerKit:
         assert times == [(A, 1, NOW + 1, 7), (A, 0, NOW, 0), (B, 0, NOW, 0)]
         assert "document" not in ledger.table("look_times")[0]
 
+    def test_old_looks_are_forgotten_but_each_artifacts_last(self, ledger):
+        with ledger.transaction():
+            for index in range(4):
+                ledger.put_look(A, MODEL, replace(LOOK, index=index), NOW + index)
+            ledger.put_look(B, MODEL, replace(LOOK, index=5), NOW)
+        ledger.prune_looks(NOW + 2)
+        assert [(row["digest"], row["look"]) for row in ledger.table("look_times")] == [
+            (A, 3),
+            (A, 2),
+            (B, 5),
+        ]
+        ledger.prune_looks(NOW + 100)
+        assert [(row["digest"], row["look"]) for row in ledger.table("look_times")] == [(A, 3), (B, 5)]
+        assert (ledger.next_look(A), ledger.next_look(B), ledger.suspects(A)) == (4, 6, LOOK.suspects)
+
     def test_first_looks_are_kept_whole_and_once(self, ledger, opened):
         looks = tuple(
             Slice(

@@ -30,6 +30,7 @@ class Visit(BaseHTTPRequestHandler):
     """One connection's requests; hooks get it as their only argument, see `WebServer.behave`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: "WebServer"
 
     @property

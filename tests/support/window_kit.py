@@ -251,8 +251,10 @@ class WindowKit:
         assert store.block(A, DeviceId("dev-1"), 0, rows=1, seconds=45.0).reading.windows == 5
         assert store.block(A, DeviceId("dev-1"), 4, rows=26, seconds=0).reading.windows == 1
         assert store.block(A, DeviceId("dev-1"), 4, rows=27, seconds=0) is None
-        assert store.pending(A, DeviceId("dev-1"), 3) == (51, 20.0, NOW)
-        assert store.pending(A, DeviceId("dev-1"), 5) == (0, 0.0, 0)
+        one, two = DeviceId("dev-1"), DeviceId("dev-2")
+        assert store.pending(A, {one: 3, two: 0}) == {one: (51, 20.0, NOW), two: (20, 10.0, NOW)}
+        assert store.pending(A, {one: 5, DeviceId("unheard-of"): 0}) == {}
+        assert store.pending(B, {one: 0}) == store.pending(A, {}) == {}
 
     def test_streams_names_the_newest_window_of_each_device(self, store):
         put(store, window("dev-1", 1), window("dev-2", 1), window("dev-1", 2))
@@ -392,7 +394,7 @@ class WindowKit:
         put(store, window(seq=3))
         ((_, _, later),) = store.streams()
         assert later > newest
-        assert store.pending(A, DeviceId("dev-1"), newest)[0] == 20
+        assert store.pending(A, {DeviceId("dev-1"): newest})[DeviceId("dev-1")][0] == 20
         assert store.block(A, DeviceId("dev-1"), newest, rows=1, seconds=0).reading.profile.rows == 20
 
     def test_roll_ups_are_selected_by_day_and_key(self, store):

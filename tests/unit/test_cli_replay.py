@@ -152,13 +152,16 @@ def test_too_long_a_horizon_is_named(stored):
     assert "not enough for one look (1000000 rows" in done.stderr
 
 
-def test_what_was_rolled_up_is_not_looked_at_again_but_remembered(tmp_path):
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_was_rolled_up_is_not_looked_at_again_but_remembered(tmp_path, forgotten):
     made = Stored(tmp_path)
     made.play()
     made.open()
     third = sorted(row["at_ns"] for row in made.ledger.table("looks", 100))[2]
     while made.windows.prune(third):
         pass
+    if forgotten:
+        made.ledger.prune_looks(third + 1)
     made.close()
     found = made.replay()
     assert found["windows"][0]["index"] == 3

@@ -52,6 +52,13 @@ class Drift(Part):
         text = documents.look_text(look)
         self._db.upsert(tables.looks, shown | {"document": text})
 
+    def prune_looks(self, before_ns: int) -> None:
+        """Forgets looks taken before ``before_ns``, but each artifact's last, with which its next one goes on."""
+        t, every = tables.looks, tables.looks.alias()
+        last = select(func.max(every.c.look)).where(every.c.digest == t.c.digest).scalar_subquery()
+        with self._db.transaction():
+            self._db.run(delete(t).where(t.c.at_ns < before_ns, t.c.look < last))
+
     def next_look(self, digest: Digest) -> int:
         """The number of the artifact's next look."""
         t = tables.looks

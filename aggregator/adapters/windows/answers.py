@@ -1,6 +1,7 @@
 """Questions to the telemetry store."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,12 @@ OF_WINDOWS = (
 OF_ROLLUPS = (
     f"{COUNTED}, first_ns, last_ns, newest, labelled_squares AS nn, products AS cn, correct_squares AS cc"
 )
+# Of a JSON list of (device, number), device by device: it is they that the index is asked for.
+PENDING = """
+WITH asked AS MATERIALIZED (
+  SELECT json_extract(value,'$[0]') AS d, json_extract(value,'$[1]') AS n FROM json_each(?))
+SELECT device, SUM(rows+refused), SUM(MAX(0, end_ns-start_ns)/1e9), MIN(received_ns)
+FROM asked CROSS JOIN windows ON digest=? AND device=d AND id>n AND state=? GROUP BY device"""
 TOTALS = """
 SELECT device, digest, SUM(windows), SUM(rows), SUM(failed), SUM(refused), SUM(labelled), SUM(correct),
   SUM(wire_bytes), MAX(peak_rss_bytes), MIN(first_ns), MAX(last_ns), MAX(newest), SUM(nn), SUM(cn), SUM(cc)"""
@@ -48,17 +55,16 @@ class Answers(Part):
         rows = self._db.rows("SELECT digest, device, newest FROM streams ORDER BY digest, device")
         return tuple((Digest(a), DeviceId(d), int(n)) for a, d, n in rows)
 
-    def pending(self, digest: Digest, device: DeviceId, after: int) -> tuple[int, float, int]:
-        """(rows, seconds, received_ns of the oldest) of the judged windows numbered above ``after``.
+    def pending(
+        self, digest: Digest, after: Mapping[DeviceId, int]
+    ) -> dict[DeviceId, tuple[int, float, int]]:
+        """(rows, seconds, received_ns of the oldest) of each device's judged windows numbered above ``after``.
 
         Rows are those answered and those refused: a device all of whose rows are refused has something to tell, too.
         """
-        row = self._db.one(
-            "SELECT COALESCE(SUM(rows+refused), 0), COALESCE(SUM(MAX(0, end_ns-start_ns)/1e9), 0.0),"
-            " COALESCE(MIN(received_ns), 0) FROM windows WHERE digest=? AND device=? AND id>? AND state=?",
-            (digest, device, after, JUDGED),
-        )
-        return int(row[0]), float(row[1]), int(row[2])
+        asked = json.dumps(list(after.items()))
+        rows = self._db.rows(PENDING, (asked, digest, JUDGED))
+        return {DeviceId(device): (int(n), float(seconds), int(at)) for device, n, seconds, at in rows}
 
     def block(
         self,

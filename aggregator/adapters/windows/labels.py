@@ -4,9 +4,9 @@ A row of labels carries what the judged windows that its period reaches say of t
 their largest probabilities. It is added whichever comes first, in the transaction of what comes second, so that no
 question has to read windows. Windows of a clock that could not be trusted are in no period.
 
-What is known by device and artifact stands in ``truth``: what devices told with their windows (``late`` 0), and the
-labels that were rolled up (``late`` 1). Of ``labelled`` rows ``compared`` have an estimate beside them, which expected
-``expected`` right answers where ``compared_correct`` were.
+What is known by device and artifact stands in ``truth``: what devices told with their windows (``late`` 0), and all
+labels that came (``late`` 1), added by triggers. Of ``labelled`` rows ``compared`` have an estimate beside them, which
+expected ``expected`` right answers where ``compared_correct`` were.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,10 +41,6 @@ INSERT INTO truth (digest, device, late, model, labelled, correct, compared, com
 VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (digest, device, late) DO UPDATE SET
   labelled=labelled+excluded.labelled, correct=correct+excluded.correct, compared=compared+excluded.compared,
   compared_correct=compared_correct+excluded.compared_correct, expected=expected+excluded.expected"""
-OF_LABELS: Final = f"""
-SELECT device, digest, model, labelled, correct, CASE WHEN rows THEN labelled ELSE 0 END AS compared,
-  CASE WHEN rows THEN correct ELSE 0 END AS compared_correct,
-  CASE WHEN rows THEN CAST(labelled AS REAL)*top/rows/{FIXED_POINT} ELSE 0.0 END AS expected FROM labels"""  # noqa: S608
 
 Stream = tuple[Digest, DeviceId]
 
@@ -127,27 +123,26 @@ class KeptLabels(Part):
             self._db.many(ADD_TRUTH, rows)
 
     def _roll_up_labels(self, before_ns: int, most: int) -> tuple[int, dict[tuple[str, str], list[Interval]]]:
-        """Adds old rows to ``truth``; how many, and the intervals of their numbers by device and source."""
-        ids = "SELECT id FROM labels WHERE received_ns<? ORDER BY received_ns, id LIMIT ?"
-        rows = self._db.rows(f"{OF_LABELS} WHERE id IN ({ids})", (before_ns, most))
-        keys = self._db.rows(f"SELECT device, source, seq FROM labels WHERE id IN ({ids})", (before_ns, most))  # noqa: S608
-        self._add_truth([(digest, device, 1, *rest) for device, digest, *rest in rows])
+        """Lets go of old rows, which ``truth`` has; how many, and their numbers' intervals by device and source."""
+        rows = self._db.rows(
+            "SELECT id, device, source, seq FROM labels WHERE received_ns<? ORDER BY received_ns, id LIMIT ?",
+            (before_ns, most),
+        )
         gone: dict[tuple[str, str], list[Interval]] = {}
-        for device, source, seq in keys:
+        for _, device, source, seq in rows:
             gone.setdefault((device, f" {source}"), []).append(Interval(LABELS, seq, seq, whole=True))
-        self._db.execute(f"DELETE FROM labels WHERE id IN ({ids})", (before_ns, most))  # noqa: S608
+        self._db.many("DELETE FROM labels WHERE id=?", [row[:1] for row in rows])
         return len(rows), gone
 
     # ── questions ──────────────────────────────────────────────────────────────────────────────────────
 
     def truths(self, digest: Digest | None = None) -> tuple[DeviceTruth, ...]:
         """What is known of the right answers, by device and artifact, of all time."""
-        where = "" if digest is None else "WHERE digest=:digest"
+        where = "" if digest is None else "WHERE digest=?"
         rows = self._db.rows(
             "SELECT device, digest, model, SUM(labelled), SUM(correct), SUM(compared), SUM(compared_correct),"  # noqa: S608
-            f" SUM(expected) FROM ({OF_LABELS} UNION ALL SELECT device, digest, model, labelled, correct, compared,"
-            f" compared_correct, expected FROM truth) {where} GROUP BY digest, device ORDER BY digest, device",
-            {} if digest is None else {"digest": digest},
+            f" SUM(expected) FROM truth {where} GROUP BY digest, device ORDER BY digest, device",
+            () if digest is None else (digest,),
         )
         return tuple(
             DeviceTruth(

@@ -115,8 +115,13 @@ class Retention(KeptLabels):
         key: tuple[str | int, ...] = (device, session)
         if all(i.model == LABELS for i in new):
             # A source's numbers lie apart, each an interval of its own: what is far from the new ones stays as it is.
-            mine += " AND model=? AND hi>=? AND lo<=?"
-            key += (LABELS, min(i.lo for i in new) - 1, max(i.hi for i in new) + 1)
+            # Intervals of one source do not overlap: those beyond the first that reaches past the new ones lie apart.
+            first, last = min(i.lo for i in new) - 1, max(i.hi for i in new) + 1
+            mine += (
+                " AND model=? AND hi>=? AND lo<=? AND hi<=COALESCE((SELECT MIN(hi) FROM intervals"
+                " WHERE device=? AND session=? AND model=? AND hi>=?), ?)"
+            )
+            key += (LABELS, first, last, *key, LABELS, last, last)
         kept = self._db.rows(f"SELECT model, lo, hi, whole FROM intervals WHERE {mine}", key)  # noqa: S608
         intervals = compact([*(Interval(m, lo, hi, bool(whole)) for m, lo, hi, whole in kept), *new])
         self._db.execute(f"DELETE FROM intervals WHERE {mine}", key)  # noqa: S608

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from aggregator.adapters.database import Step, run_script
+from edge_runtime.contract.profile import FIXED_POINT
 
-VERSION: Final = 4
+VERSION: Final = 5
 
 UNJUDGED, JUDGED, REJECTED = 0, 1, 2
 """``state``: kept before its artifact is known, checked against it, found to contradict it."""
@@ -61,6 +62,26 @@ CREATE TABLE truth (
   labelled INTEGER NOT NULL, correct INTEGER NOT NULL, compared INTEGER NOT NULL, compared_correct INTEGER NOT NULL,
   expected REAL NOT NULL, PRIMARY KEY (digest, device, late)) WITHOUT ROWID"""
 
+# What labels come to is added to `truth` by whatever adds a row of them, or to one: else every question adds them up.
+_EXPECTED: Final = f"CAST(labelled AS REAL)*top/rows/{FIXED_POINT}"
+_ADD_TRUTH: Final = """ON CONFLICT (digest, device, late) DO UPDATE SET
+    labelled=labelled+excluded.labelled, correct=correct+excluded.correct, compared=compared+excluded.compared,
+    compared_correct=compared_correct+excluded.compared_correct, expected=expected+excluded.expected"""
+TRUTH_TRIGGERS: Final = f"""
+CREATE TRIGGER labels_told AFTER INSERT ON labels BEGIN
+  INSERT INTO truth SELECT digest, device, 1, model, labelled, correct, CASE WHEN rows THEN labelled ELSE 0 END,
+    CASE WHEN rows THEN correct ELSE 0 END, CASE WHEN rows THEN {_EXPECTED} ELSE 0.0 END FROM labels WHERE id=NEW.id
+  {_ADD_TRUTH};
+END;
+CREATE TRIGGER labels_reached AFTER UPDATE OF rows, top ON labels WHEN NEW.rows BEGIN
+  UPDATE truth SET
+    compared=compared+CASE WHEN OLD.rows THEN 0 ELSE NEW.labelled END,
+    compared_correct=compared_correct+CASE WHEN OLD.rows THEN 0 ELSE NEW.correct END,
+    expected=expected+CAST(NEW.labelled AS REAL)/{FIXED_POINT}
+      *(CAST(NEW.top AS REAL)/NEW.rows-CASE WHEN OLD.rows THEN CAST(OLD.top AS REAL)/OLD.rows ELSE 0.0 END)
+  WHERE digest=NEW.digest AND device=NEW.device AND late=1;
+END"""  # noqa: S608
+
 # Which windows of a stream a period reaches is seen in the index alone: a device has many, and they are wide.
 REACHED_INDEX: Final = """
 DROP INDEX windows_by_stream;
@@ -77,7 +98,8 @@ CREATE TABLE dead_letters (
   id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, topic TEXT NOT NULL, reason TEXT NOT NULL,
   payload BLOB NOT NULL, length INTEGER NOT NULL, times INTEGER NOT NULL, first_ns INTEGER NOT NULL,
   last_ns INTEGER NOT NULL);
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION};{LABELS}"""
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION};{LABELS};
+{TRUTH_TRIGGERS}"""
 
 COLUMNS: Final = (
     "id, device, session, seq, seq_lo, model, digest, layout, state, start_ns, end_ns, synced, received_ns, rows,"
@@ -115,4 +137,14 @@ def _labels(db: sqlite3.Connection) -> None:
     )
 
 
-STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention, 3: _labels}
+def _truth(db: sqlite3.Connection) -> None:
+    """4 to 5: what labels come to is known as they come."""
+    db.execute(
+        "INSERT INTO truth SELECT digest, device, 1, model, SUM(labelled), SUM(correct),"  # noqa: S608
+        " SUM(CASE WHEN rows THEN labelled ELSE 0 END), SUM(CASE WHEN rows THEN correct ELSE 0 END),"
+        f" SUM(CASE WHEN rows THEN {_EXPECTED} ELSE 0.0 END) FROM labels WHERE 1 GROUP BY digest, device {_ADD_TRUTH}"
+    )
+    run_script(db, TRUTH_TRIGGERS)
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention, 3: _labels, 4: _truth}
