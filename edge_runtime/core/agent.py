@@ -528,13 +528,17 @@ class Agent:
         """The model answers."""
         if digest == self._slots.serving:
             self._broken.discard(digest)
-            self._load_failures, self._reload_at = 0, None
+            self._load_failures = 0
+            if not self._uncounted:
+                self._reload_at = None
 
     def _reload(self, now_seconds: float) -> list[Action]:
         if self._reload_at is None or now_seconds < self._reload_at:
             return []
         self._reload_at = None
-        return self._activate() if self._uncounted else [Serve(self._slots.serving)]
+        if self._uncounted:
+            return self._activate(load=self._slots.on_trial)  # beside a shadow the right model serves already
+        return [Serve(self._slots.serving)]
 
     def _ended_note(self, digest: Digest, wall_ns: int) -> Append:
         s = self._slots

@@ -26,11 +26,26 @@ from edge_runtime.core.events import (
     Shadowed,
     Started,
     StartUpdate,
+    Ticked,
     Unsaved,
     UpdateEnded,
 )
 from edge_runtime.core.lifecycle import SlotState, begin_shadow
-from tests.support.device import COHORT, FLEET, GATE, MODEL, A, B, C, P, cpu, identity, release, signed
+from tests.support.device import (
+    COHORT,
+    FLEET,
+    GATE,
+    MODEL,
+    A,
+    B,
+    C,
+    P,
+    closed,
+    cpu,
+    identity,
+    release,
+    signed,
+)
 
 RELEASES = Topics(FLEET).release(COHORT, MODEL)
 SETTLED = SlotState(model=MODEL, committed=A, previous=P)
@@ -253,6 +268,13 @@ def test_a_start_that_the_disk_does_not_count_serves_without_the_shadow():
     again.do(Started())
     assert again.get(Serve) == [Serve(A)]
     assert again.get(Shadow) == []
+    again.refusing = False
+    again.do(closed(A))  # what answers is not what waits for the disk
+    again.do(Ticked(), after=SAVE_SECONDS)
+    assert again.get(Shadow) == [Shadow(B)]
+    assert again.get(Serve) == []
+    again.compare(rows=120)
+    assert again.slots.serving == B
 
 
 def test_a_disk_that_refuses_the_trial_leaves_the_candidate_in_the_shadow_for_a_while():
