@@ -343,9 +343,15 @@ class Agent:
         return self._refuse(event.digest, release.attempt, event.reason, wall_ns)
 
     def _refuse(self, digest: Digest, attempt: int, reason: str, wall_ns: int) -> list[Action]:
-        self._slots = lifecycle.refuse(self._slots, digest, attempt=attempt, reason=reason)
+        """The model that the release wants is not to be had. A trial of any model is over then, but a device's first:
+        one of this model (it was revoked meanwhile), and one of another, which nobody asks for any more.
+        """
+        before = self._slots
+        left = lifecycle.withdraw(before) if before.committed is not None else before
+        self._slots = lifecycle.refuse(left, digest, attempt=attempt, reason=reason)
         self._garbage = True
-        return [self._keep(), self._ended_note(digest, wall_ns)]
+        back = [] if self._slots.serving == before.serving else [Serve(self._slots.serving)]
+        return [self._keep(), *back, self._ended_note(digest, wall_ns)]
 
     def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         s = self._slots

@@ -202,6 +202,46 @@ def test_a_wish_for_something_else_ends_the_shadow_and_nothing_is_held_against_i
     assert bench.slots.quarantine == ()
 
 
+def test_a_candidate_that_is_revoked_while_it_is_in_the_shadow_does_not_leave_it():
+    bench = Bench().install()
+    again = replace(WANTED, revision=2)
+    bench.do(MessageArrived(RELEASES, signed(again)))
+    bench.do(UpdateEnded(ok=False, release=again, stage="release", reason="revoked", retry=False, digest=B))
+    assert bench.get(Shadow) == [Shadow(None)]
+    assert (bench.slots.trial, bench.slots.outcome, bench.slots.reason) == (None, "refused", "revoked")
+    bench.compare(rows=120)
+    assert bench.slots.serving == A
+    assert dict(bench.slots.quarantine) == {B: 1}
+    assert bench.disk == bench.slots
+
+
+@pytest.mark.parametrize("on_trial", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_candidate_that_another_was_to_replace_ends_although_that_one_is_refused(on_trial, held):
+    bench = Bench(replace(SETTLED, quarantine=((C, 1),)) if held else SETTLED)
+    bench.install(release(B, A) if on_trial else WANTED)
+    assert bench.slots.serving == (B if on_trial else A)
+    other = release(C, A, revision=2, rollout="r2")
+    bench.do(MessageArrived(RELEASES, signed(other)))
+    if held:
+        bench.do(UpdateEnded(ok=True, release=other))
+    else:
+        bench.do(UpdateEnded(ok=False, release=other, stage="probe", reason="slow", retry=False, digest=C))
+    assert (bench.slots.trial, bench.slots.serving) == (None, A)
+    assert bench.get(Serve) == ([Serve(A)] if on_trial else [])
+    assert dict(bench.slots.quarantine) == {C: 1}
+    assert (bench.slots.outcome, bench.slots.outcome_digest) == ("refused", C)
+    assert bench.disk == bench.slots
+
+
+def test_the_first_model_stays_on_trial_when_what_was_to_replace_it_is_refused():
+    bench = Bench(SlotState(model=MODEL)).install(release(B, None))
+    other = release(C, None, revision=2, rollout="r2")
+    bench.do(MessageArrived(RELEASES, signed(other)))
+    bench.do(UpdateEnded(ok=False, release=other, stage="probe", reason="slow", retry=False, digest=C))
+    assert bench.slots.serving == B
+
+
 def test_another_candidate_takes_the_place():
     bench = Bench().install()
     bench.install(release(C, A, revision=2, rollout="r2", shadow=HALF), C)
