@@ -188,8 +188,7 @@ class Daemon:
         if self._looks.due(now_seconds):
             if self._runtime is not None and self._agent.slots.shadowing is not None:
                 self._runtime.count()  # what is counted is what the shadow sees
-            slots = self._agent.slots
-            for told in self._watch.tick(self._runtime, slots.serving if slots.on_trial else None):
+            for told in self._watch.tick(self._runtime, self._agent.tried):
                 self._handle(told)
             for told in self._keeper.tick(now_seconds):
                 self._handle(told)
@@ -290,11 +289,11 @@ class Daemon:
             problem = f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space"
             log.error("state_unsaved needed=%s reason=%s", action.needed, problem)  # noqa: TRY400 (no trace)
             if action.needed:
-                self._events.append(core.Unsaved(self._on_disk(), problem))
+                self._events.appendleft(core.Unsaved(problem))  # nothing else is decided on what did not happen
             return not action.needed
         self._saved, self._unsaved = document, False
         if action.needed:
-            self._events.append(core.Saved())
+            self._events.appendleft(core.Saved())
         return True
 
     def _collect(self, keep: tuple[Digest, ...]) -> None:
@@ -359,6 +358,8 @@ class Daemon:
 
     def _shadow(self, candidate: Digest | None) -> None:
         """Has ``candidate`` compared with the model in service, whichever that is now."""
+        if self._stop.is_set():
+            return
         if self._shadowing is None:
             if candidate is None:
                 return
@@ -446,7 +447,7 @@ class Daemon:
             runtime.incumbent = None
 
     def _on_trial(self) -> bool:
-        return self._agent.slots.on_trial
+        return self._agent.tried is not None
 
     # ── what `skiffd --status` prints ──────────────────────────────────────────────────────────────────
 

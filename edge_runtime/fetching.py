@@ -1,14 +1,19 @@
 """Metadata and models by whichever way brings them. Any number of ways is as safe as one: what comes is verified."""
 
+import errno
+import logging
 import time
 from collections.abc import Iterator, Sequence
 
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.carriers import Carrier
 from edge_runtime.contract.errors import ArtifactError, ContractError, LinkError
+from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.trust import Target
 from edge_runtime.truststore import TrustStore
 from edge_runtime.update_job import Refusal
+
+log = logging.getLogger("skiffd")
 
 
 class Fetching:
@@ -62,17 +67,31 @@ class Fetching:
 
 
 def _bring(carrier: Carrier, target: Target, slots: Slots, until: float) -> None:
-    """Raises `ArtifactError` when what came is not the model."""
+    """Raises `ArtifactError` when what came is not the model, or could not be read again."""
     path = slots.staging(target.digest)
     alone = not path.exists() or not path.stat().st_size
-    carrier.blob(target, path, until)
     try:
+        carrier.blob(target, path, until)
         slots.install(target.digest)
     except ArtifactError as e:
-        if not alone:  # it went on with what another way may have spoiled, and which is gone now
+        if not alone and not path.exists():  # it went on with what was spoiled before, and is gone now
             _bring(carrier, target, slots, until)
             return
+        if isinstance(e.__cause__, OSError):
+            raise
         raise ArtifactError(f"{e}: publish the model again") from e
+    except OSError as e:
+        if e.errno == errno.EIO:
+            _drop(target.digest, slots)
+        raise
+
+
+def _drop(digest: Digest, slots: Slots) -> None:
+    """What the disk could not write is not gone on with: it may be in memory only, and a later flush says nothing."""
+    try:
+        slots.drop(digest)
+    except OSError as e:
+        log.warning("download_kept digest=%s reason=%s", digest, e)
 
 
 def _all(problems: Sequence[tuple[Carrier, object]]) -> str:

@@ -15,23 +15,13 @@ def load_model(path: Path, digest: Digest, config: DaemonConfig) -> Engine:
         ArtifactError: see `Engine`, or the answer is another than the pipeline's.
         BudgetExceeded: it does not fit into memory.
     """
-    try:
-        engine = _load(path, digest, config)
-    except ArtifactError as e:
-        if not isinstance(e.__cause__, OSError):
-            raise
-        # A worn sector may read well the second time, and a trial that is judged by it would be held against the model.
-        engine = _load(path, digest, config)
-    if problem := engine.golden_problem():
-        raise ArtifactError(f"{path}: {problem}")
-    return engine
-
-
-def _load(path: Path, digest: Digest, config: DaemonConfig) -> Engine:
-    return Engine(
+    engine = Engine(
         path,
         threads=config.threads,
         arena=config.arena,
         run_limit_seconds=config.run_limit_seconds,
         expect=digest,
     )
+    if problem := engine.golden_problem():
+        raise ArtifactError(f"{path}: {problem}")
+    return engine

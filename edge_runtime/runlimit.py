@@ -15,16 +15,17 @@ Run = Callable[[], object]
 
 
 class RunLimit:
-    """At most ``seconds`` for each run of one engine.
+    """At most ``seconds`` for each run of one engine, on the clock ``clock_ns``.
 
     A timer for each run would cost a thread each; a run here costs one look at the clock and one lock. The thread ends
     when nobody holds the limit any more.
     """
 
-    __slots__ = ("__weakref__", "_changing", "_limit_ns", "_watched", "seconds")
+    __slots__ = ("__weakref__", "_changing", "_limit_ns", "_watched", "clock_ns", "seconds")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.seconds: Final = seconds
+        self.clock_ns: Final = clock_ns
         self._limit_ns: Final = int(seconds * 1e9)
         self._changing: Final = threading.Lock()
         self._watched: Final[weakref.WeakSet[Watched]] = weakref.WeakSet()
@@ -41,7 +42,7 @@ class RunLimit:
         return made
 
     def look(self, now_ns: int) -> None:
-        """Ends every run that began more than the limit before ``now_ns``, on the clock `time.monotonic_ns`."""
+        """Ends every run that began more than the limit before ``now_ns``."""
         with self._changing:
             watched = list(self._watched)
         for each in watched:
@@ -62,7 +63,7 @@ class Watched:
 
     def __call__(self, run: Run) -> object:
         """What ``run`` returns; raises `BudgetExceeded` when it took longer than the limit."""
-        self._started_ns = time.monotonic_ns()
+        self._started_ns = self._limit.clock_ns()
         try:
             found = run()
         except Exception as e:
@@ -96,6 +97,6 @@ class Watched:
 
 def _look(limit: weakref.ref[RunLimit], period_seconds: float) -> None:
     while (found := limit()) is not None:
-        found.look(time.monotonic_ns())
+        found.look(found.clock_ns())
         del found
         time.sleep(period_seconds)

@@ -359,10 +359,9 @@ class Runtime:
         before_ns = self._cpu_clock_ns()
         try:
             incumbent.run(row)
-        except ArtifactError:
-            self.incumbent = (
-                None  # it has nothing to compare with any more; the candidate is judged without it
-            )
+        except (ArtifactError, BudgetExceeded):
+            # There is nothing to compare with any more; the candidate is judged without it.
+            self.incumbent = None
             return True
         self._incumbent_ring.append(self._cpu_clock_ns() - before_ns)
         return False

@@ -29,6 +29,7 @@ class Updates:
         self._killed = killed
         self._child: Child | None = None
         self._answered = False
+        self._over = False
 
     @property
     def running(self) -> bool:
@@ -36,7 +37,9 @@ class Updates:
         return self._child is not None
 
     def start(self, action: core.StartUpdate) -> None:
-        """Sets a new child to work on a release."""
+        """Sets a new child to work on a release; not after `kill`."""
+        if self._over:
+            return
         from edge_runtime.adapters.child import Child  # noqa: PLC0415 (most of the time nobody needs it in memory)
 
         deadline_seconds = self._config.update_deadline_seconds
@@ -49,7 +52,8 @@ class Updates:
         self._answered = False
 
     def kill(self) -> None:
-        """Ends the child at once, if there is one."""
+        """Ends the child at once, if there is one; it was the last."""
+        self._over = True
         if self._child is not None:
             self._child.kill()
 

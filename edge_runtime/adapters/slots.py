@@ -6,9 +6,10 @@ name in one order: data flushed, renamed, folder flushed (see `disk`).
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from edge_runtime.adapters import disk
 from edge_runtime.contract import ids
@@ -17,6 +18,9 @@ from edge_runtime.contract.ids import Digest
 
 _COPIES: Final = ("record.a.json", "record.b.json")
 _READ_BYTES: Final = 1 << 20
+_Read = TypeVar("_Read")
+
+log = logging.getLogger("skiffd")
 
 
 class Slots:
@@ -80,11 +84,16 @@ class Slots:
         return self._blobs / f"{ids.digest(digest)}.onnx"
 
     def has(self, digest: Digest, *, verify: bool = False) -> bool:
-        """Whether the model is installed; with ``verify``, whether its bytes still have this digest."""
+        """Whether the model is installed; with ``verify``, whether its bytes can be read and still have this digest.
+
+        A file that cannot be read is left where it is: a download takes its place when that is whole.
+        """
         path = self.blob(digest)
-        if not path.is_file():
+        try:
+            return path.is_file() and (not verify or _hash_file(path) == digest)
+        except OSError as e:
+            log.warning("model_unreadable path=%s reason=%s", path, e.strerror)
             return False
-        return not verify or _hash_file(path) == digest
 
     def staging(self, digest: Digest) -> Path:
         """Where a download of this model is collected; what is there survives a restart."""
@@ -93,15 +102,21 @@ class Slots:
     def install(self, digest: Digest) -> Path:
         """Turns a finished download into an installed model, durably, and returns its path.
 
-        A model that is installed and whole stays as it is. Raises `ArtifactError` when nothing was downloaded or its
-        SHA-256 is another; the download is then deleted, for resuming it could only fail again.
+        A model that is installed and whole stays as it is. Raises `ArtifactError` when nothing was downloaded, when it
+        cannot be read, or when its SHA-256 is another; the download is then deleted, for resuming it could only fail
+        again. Raises `OSError` when the disk refuses.
         """
         target, source = self.blob(digest), self.staging(digest)
         if not source.is_file():
             if self.has(digest, verify=True):
                 return target
             raise ArtifactError(f"model {digest}: nothing was downloaded to {source}")
-        found = _hash_file(source)
+        try:
+            found = _hash_file(source)
+        except OSError as e:
+            raise ArtifactError(
+                f"model {digest}: the download cannot be read ({e.strerror}) and {self._dropped(digest)}"
+            ) from e
         if found != digest:
             source.unlink()
             raise ArtifactError(
@@ -109,6 +124,17 @@ class Slots:
             )
         disk.move_file(source, target)
         return target
+
+    def drop(self, digest: Digest) -> None:
+        """Deletes what was downloaded of this model so far; raises `OSError`."""
+        self.staging(digest).unlink(missing_ok=True)
+
+    def _dropped(self, digest: Digest) -> str:
+        try:
+            self.drop(digest)
+        except OSError as e:
+            return f"cannot be deleted either ({e.strerror}): check the disk"
+        return "was deleted; fetch it again"
 
     def collect(self, keep: Collection[Digest]) -> list[Digest]:
         """Deletes models and downloads whose digest is not in ``keep``; returns the models deleted, sorted."""
@@ -138,7 +164,7 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 def _read_copy(path: Path) -> tuple[int, dict[str, Any] | None, str]:
     """Generation and content of one copy, or why there is none ("" when it was never written)."""
     try:
-        data = _read(path)
+        data = _twice(path.read_bytes)
     except FileNotFoundError:
         return 0, None, ""
     except OSError as e:
@@ -154,17 +180,24 @@ def _read_copy(path: Path) -> tuple[int, dict[str, Any] | None, str]:
     return generation, record, ""
 
 
-def _read(path: Path) -> bytes:
-    """A worn sector may read well the second time, and the copy before knows less: no quarantine that came since."""
+def _twice(read: Callable[[], _Read]) -> _Read:
+    """A worn sector may read well the second time.
+
+    The record's copy before knows less, no quarantine that came since, and a model costs its download.
+    """
     try:
-        return path.read_bytes()
+        return read()
     except FileNotFoundError:
         raise
     except OSError:
-        return path.read_bytes()
+        return read()
 
 
 def _hash_file(path: Path) -> str:
+    return _twice(lambda: _hash_once(path))
+
+
+def _hash_once(path: Path) -> str:
     h = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_READ_BYTES):

@@ -102,11 +102,17 @@ class Agent:
         # A trial that could not be counted on disk waits for its activation; a commit waits for the disk.
         self._uncounted = False
         self._commit_at = -math.inf
+        self._before = (slots, self._cpu_before, self._uncounted)
 
     @property
     def slots(self) -> SlotState:
         """The state now; what the last `Save` held differs from it at most by a trial's latest progress."""
         return self._slots
+
+    @property
+    def tried(self) -> Digest | None:
+        """The candidate that answers rows on trial."""
+        return self._slots.serving if self._slots.on_trial and not self._uncounted else None
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
@@ -123,6 +129,8 @@ class Agent:
 
     def handle(self, event: AgentEvent, now_seconds: float, wall_ns: int) -> list[Action]:
         """What to do about ``event``, in order. ``now_seconds`` is monotonic, ``wall_ns`` since 1970."""
+        if not isinstance(event, Unsaved):
+            self._before = (self._slots, self._cpu_before, self._uncounted)
         decided = self._decide(event, now_seconds, wall_ns)
         if any(isinstance(action, Save) and action.needed for action in decided):
             return decided  # what follows from a state waits until it is `Saved`
@@ -256,13 +264,9 @@ class Agent:
 
     def _started(self, wall_ns: int) -> list[Action]:
         before = self._slots.trial
-        if (
-            not self._shadows and self._slots.shadowing is not None
-        ):  # it was begun under another configuration
-            self._slots = lifecycle.leave_shadow(self._slots)
         # To serve comes first: keeping a record waits for the disk.
-        note = self._note("started", wall_ns, serving=self._slots.serving or "")
-        actions = [*self._activate(), note]
+        actions = self._resume()
+        actions.append(self._note("started", wall_ns, serving=self._slots.serving or ""))
         if before is not None and self._slots.trial is None:
             self._garbage = True
             actions.append(self._ended_note(before.digest, wall_ns))
@@ -313,8 +317,17 @@ class Agent:
 
     @property
     def _answering(self) -> Digest | None:
-        serving = self._slots.serving
-        return None if serving in self._broken else serving
+        return None if self._in_service in self._broken else self._in_service
+
+    @property
+    def _in_service(self) -> Digest | None:
+        """What answers rows, or is to be loaded again and again until it does."""
+        return self._slots.committed if self._uncounted else self._slots.serving
+
+    @property
+    def _can_go_back(self) -> bool:
+        """Whether a candidate that nobody asks for any more can leave its place to the committed model."""
+        return self._slots.committed is not None and self._slots.committed not in self._broken
 
     @property
     def _have(self) -> tuple[Digest, ...]:
@@ -327,7 +340,7 @@ class Agent:
         if not event.ok and event.retry:
             return (
                 [self._note("update_delayed", wall_ns, **why)]
-                if self._offers.interrupted(now_seconds)
+                if self._offers.interrupted(now_seconds, doubted=event.stage == "release")
                 else []
             )
         release = event.release
@@ -343,15 +356,18 @@ class Agent:
         return self._refuse(event.digest, release.attempt, event.reason, wall_ns)
 
     def _refuse(self, digest: Digest, attempt: int, reason: str, wall_ns: int) -> list[Action]:
-        """The model that the release wants is not to be had. A trial of any model is over then, but a device's first:
-        one of this model (it was revoked meanwhile), and one of another, which nobody asks for any more.
+        """The model that the release wants is not to be had. A trial is over then, where one can go back: that of the
+        same model (it was revoked meanwhile), and that of another, which nobody asks for any more.
         """
-        before = self._slots
-        left = lifecycle.withdraw(before) if before.committed is not None else before
+        before = self._in_service
+        left = lifecycle.withdraw(self._slots) if self._can_go_back else self._slots
         self._slots = lifecycle.refuse(left, digest, attempt=attempt, reason=reason)
         self._garbage = True
-        back = [] if self._slots.serving == before.serving else [Serve(self._slots.serving)]
-        return [self._keep(), *back, self._ended_note(digest, wall_ns)]
+        return [self._keep(), *self._serve_if_not(before), self._ended_note(digest, wall_ns)]
+
+    def _serve_if_not(self, before: Digest | None) -> list[Action]:
+        """What a step back loads."""
+        return [] if self._in_service == before else [Serve(self._in_service)]
 
     def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         s = self._slots
@@ -369,7 +385,7 @@ class Agent:
                 self._keep(),
                 self._note("withdrawn", wall_ns, digest=s.shadowing, rollout=release.rollout),
             ]
-        if digest is None and s.trial is not None and s.committed is not None:
+        if digest is None and s.trial is not None and self._can_go_back:
             # Nothing is asked for, so the trial isn't either: what stays is the committed model.
             action, digest = "switch", s.committed
         if action == "switch" and digest is not None:
@@ -411,15 +427,27 @@ class Agent:
         note = self._note(how, wall_ns, digest=slots.serving or "", rollout=release.rollout)
         return [*self._activate(), note]
 
+    def _resume(self, *, load: bool = True) -> list[Action]:
+        """Goes on with what the state says; without ``load`` the committed model serves already."""
+        if self._slots.shadowing is not None and not (self._shadows and self._can_go_back):
+            self._slots = lifecycle.leave_shadow(
+                self._slots
+            )  # begun under another configuration, or beside nobody
+        return self._activate(load=load or self._slots.on_trial)
+
     def _activate(self, *, load: bool = True) -> list[Action]:
-        """Durable first, then load: a crash while loading is counted against the candidate."""
+        """Durable first, then load: a crash while loading is counted against the candidate.
+
+        What was committed before and serves without a candidate waits for no disk.
+        """
         self._uncounted = False
-        before, self._slots = self._slots, lifecycle.activate(self._slots)
+        self._slots = lifecycle.activate(self._slots)
         trial = self._slots.trial
         self._cpu_before = trial.cpu if trial else LatencyHistogram()
         self._progress_saved_at = -math.inf
-        ended = before.trial is not None and trial is None  # out of starts
-        saved = self._keep() if ended else Save(self._slots)
+        saved = Save(
+            self._slots, needed=trial is not None or self._slots.committed != self._before[0].committed
+        )
         return [saved, Serve(self._slots.serving)] if load else [saved]
 
     def _keep(self) -> Save:
@@ -427,20 +455,21 @@ class Agent:
         return Save(self._slots, needed=False)
 
     def _unsaved(self, event: Unsaved, now_seconds: float, wall_ns: int) -> list[Action]:
-        """What was decided did not happen: the state on disk stays the truth, and it is tried again later."""
-        wanted, self._slots, self._garbage = self._slots, event.saved, False
+        """What was decided did not happen: it is as it was before, and it is tried again later."""
+        wanted, self._garbage = self._slots, False
+        self._slots, self._cpu_before, self._uncounted = self._before
         noted = self._complain("state_unsaved", now_seconds, wall_ns, reason=event.reason)
         if self._offers.repeat(wanted.revision):  # what the disk has may be older than the last release, too
             self._offers.put_off(now_seconds)
-        trial = event.saved.trial
+        trial, again = self._slots.trial, now_seconds + SAVE_SECONDS
         if trial is not None and wanted.committed == trial.digest:
-            self._commit_at = now_seconds + SAVE_SECONDS
-        elif event.saved.shadowing is not None and wanted.on_trial:
-            self._commit_at = now_seconds + SAVE_SECONDS  # it stays in the shadow until then
+            self._commit_at = again
+        elif self._shadows and self._slots.shadowing is not None and wanted.on_trial:
+            self._commit_at = again  # it stays in the shadow until then
         elif trial is not None and wanted.trial is not None and wanted.trial.digest == trial.digest:
             # A start that the disk did not count could be repeated for ever: what was committed serves meanwhile.
-            self._uncounted, self._reload_at = True, now_seconds + SAVE_SECONDS
-            return [Serve(event.saved.committed), *noted]
+            serves, self._uncounted, self._reload_at = self._uncounted, True, again
+            return noted if serves else [Serve(self._slots.committed), *noted]
         return noted
 
     # ── what serves ────────────────────────────────────────────────────────────────────────────────────
@@ -493,19 +522,19 @@ class Agent:
                 f"{trial.shadow.max_disagreement:.0%} are allowed"
             )
             return self._roll_back(reason, digest, wall_ns)
-        if trial.compared >= trial.shadow.rows and now_seconds >= self._commit_at:
+        if (event.alone or trial.compared >= trial.shadow.rows) and now_seconds >= self._commit_at:
             self._slots = lifecycle.leave_shadow(self._slots)
-            counts = {"rows": str(trial.compared), "disagreed": str(trial.disagreed)}
-            note = self._note("trial", wall_ns, digest=digest, rollout=self._slots.rollout, **counts)
+            told = {"rows": str(trial.compared), "disagreed": str(trial.disagreed)}
+            if event.alone:
+                told["reason"] = event.alone
+            note = self._note("trial", wall_ns, digest=digest, rollout=self._slots.rollout, **told)
             return [*self._activate(), note]
         return [] if self._slots == before else self._progressed(now_seconds)
 
     def _roll_back(self, reason: str, digest: Digest, wall_ns: int) -> list[Action]:
-        before = self._slots.serving
+        before = self._in_service
         self._slots, self._garbage = lifecycle.fail(self._slots, reason), True
-        serving = self._slots.serving
-        back: list[Action] = [] if serving == before else [Serve(serving)]
-        return [self._keep(), *back, self._ended_note(digest, wall_ns)]
+        return [self._keep(), *self._serve_if_not(before), self._ended_note(digest, wall_ns)]
 
     def _serve_failed(self, event: ServeFailed, now_seconds: float, wall_ns: int) -> list[Action]:
         trial = self._slots.trial
@@ -518,21 +547,27 @@ class Agent:
             actions.append(self._note("model_broken", wall_ns, digest=event.digest, reason=event.reason))
         self._broken.add(event.digest)
         self._slots = lifecycle.broken(self._slots, event.digest, event.reason)
-        if self._slots.serving == event.digest:
+        if self._in_service == event.digest:
             # Nothing to fall back to: load it again after a while, and have it fetched again meanwhile.
             if self._reload_at is None:  # who says so again and again must not put it off
                 self._load_failures += 1
                 self._reload_at = now_seconds + next_delay_seconds(self._load_failures, self._rng)
                 self._offers.wait_until(self._reload_at)
+            if self._slots.shadowing not in (
+                None,
+                *self._broken,
+            ):  # with nobody to be compared with, it serves
+                self._slots = lifecycle.leave_shadow(self._slots)
+                actions = [*self._activate(), *actions]
         else:
             self._garbage = True
-            actions = [self._keep(), Serve(self._slots.serving), *actions]
+            actions = [self._keep(), Serve(self._in_service), *actions]
         self._offers.repeat(self._slots.revision)
         return actions
 
     def _loaded(self, digest: Digest) -> None:
         """The model answers."""
-        if digest == self._slots.serving:
+        if digest == self._in_service:
             self._broken.discard(digest)
             self._load_failures = 0
             if not self._uncounted:
@@ -542,9 +577,9 @@ class Agent:
         if self._reload_at is None or now_seconds < self._reload_at:
             return []
         self._reload_at = None
-        if self._uncounted:
-            return self._activate(load=self._slots.on_trial)  # beside a shadow the right model serves already
-        return [Serve(self._slots.serving)]
+        if self._uncounted and self._slots.trial is not None:
+            return self._resume(load=False)
+        return [Serve(self._in_service)]
 
     def _ended_note(self, digest: Digest, wall_ns: int) -> Append:
         s = self._slots

@@ -113,13 +113,15 @@ class Shadowed:
     """What the candidate in the shadow did since the last report.
 
     It answered ``rows`` that the serving model had answered, ``disagreed`` of them otherwise; ``failed`` says why it
-    answers none any more, "" while it does.
+    answers none any more, "" while it does. ``alone`` says why it cannot be compared, which is not its fault, "" while
+    it can; it is said again and again.
     """
 
     digest: Digest
     rows: int
     disagreed: int
     failed: str = ""
+    alone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,8 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Unsaved:
-    """The disk refused a `Save` that was needed: ``saved`` is what it still holds. What came after was not done."""
+    """The disk refused a `Save` that was needed. What came after it was not done."""
 
-    saved: SlotState
     reason: str
 
 

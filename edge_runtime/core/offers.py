@@ -17,6 +17,7 @@ class Offers:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._line: dict[bytes, int] = {}
+        self._doubts: dict[bytes, int] = {}
         self._followed = b""
         self._refused = b""
         self._at_work = b""
@@ -36,7 +37,7 @@ class Offers:
         if signed in self._line or signed in (self._followed, self._refused):
             return
         if len(self._line) == MAX_OFFERS:  # late ones make room for the newest, claims for what came now
-            del self._line[min(self._line, key=self._line.__getitem__)]
+            self._leave(min(self._line, key=self._place))
         self._line[signed] = revision
 
     def repeat(self, revision: int) -> bool:
@@ -49,8 +50,16 @@ class Offers:
         """The one to work on from now on; None while there is none, or somebody is at work, or it is too early."""
         if not self._line or self._at_work or (self._retry_at is not None and now < self._retry_at):
             return None
-        self._at_work = max(self._line, key=self._line.__getitem__)
+        self._at_work = max(self._line, key=self._place)
         return self._at_work
+
+    def _place(self, signed: bytes) -> tuple[int, int]:
+        """Greater for who comes earlier: whoever was not believed stands behind those who were not asked yet."""
+        return -self._doubts.get(signed, 0), self._line[signed]
+
+    def _leave(self, signed: bytes) -> None:
+        self._line.pop(signed, None)
+        self._doubts.pop(signed, None)
 
     def put_off(self, now: float) -> None:
         """Not before a while, which grows with every call until one is followed."""
@@ -61,8 +70,13 @@ class Offers:
         """Not before then."""
         self._retry_at = seconds
 
-    def interrupted(self, now: float) -> bool:
-        """The child came to no end: it stays in line. Whether this is the first time in a row."""
+    def interrupted(self, now: float, *, doubted: bool = False) -> bool:
+        """The child came to no end: it stays in line. Whether this is the first time in a row.
+
+        ``doubted``: no key that is trusted now has signed it. One may be trusted later, so it is not refused for good.
+        """
+        if doubted:
+            self._doubts[self._at_work] = self._doubts.get(self._at_work, 0) + 1
         self._at_work = b""
         self.put_off(now)
         return self._attempt == 1
@@ -70,11 +84,12 @@ class Offers:
     def refuse(self, now: float) -> None:
         """The one at work is not a release of ours."""
         self._refused, self._at_work = self._at_work, b""
-        self._line.pop(self._refused, None)
+        self._leave(self._refused)
         self.put_off(now)
 
     def follow(self, revision: int) -> None:
         """The one at work is a release of ours, of this ``revision``: what claims less is out of line."""
         self._followed, self._at_work = self._at_work, b""
         self._line = {o: r for o, r in self._line.items() if r > revision and o != self._followed}
+        self._doubts = {o: n for o, n in self._doubts.items() if o in self._line}
         self._attempt, self._retry_at = 0, None

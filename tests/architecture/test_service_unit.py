@@ -72,6 +72,11 @@ def test_the_clock_can_be_read_but_not_set():
     assert not any("clock_settime" in value for value in SERVICE["SystemCallFilter"])
 
 
+def test_children_may_limit_themselves_and_step_back():
+    *_, last = SERVICE["SystemCallFilter"]
+    assert {"setrlimit", "prlimit64", "setpriority"} <= set(last.split())
+
+
 def test_every_choice_is_explained():
     """Each paragraph of settings begins with its reason."""
     for paragraph in UNIT.read_text(encoding="utf-8").split("\n\n"):

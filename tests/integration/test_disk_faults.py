@@ -174,3 +174,87 @@ def test_every_file_may_be_unreadable_for_once(install):
         install(Fault(at, errno.EIO, reading=True), restarted=at % 2 == 0)
     print(f"{whole.reads} files were opened to be read")
     assert whole.reads > 20
+
+
+# ── bad sectors ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def install_on_bad_sector(setting, tmp_path):
+    """Installs where one file can never be read again from its Nth read of all files on; the device and its disk."""
+
+    def run(at=0):
+        home = tmp_path / "device"
+        shutil.copytree(setting.home, home)
+        fault = Fault(at, errno.EIO, reading=True, sector=True) if at else None
+        device = Device(setting.bench.configure(home), setting.bench.clocks)
+        with setting.bench.standing(), Recorder(home, fault=fault).standing() as recorder:
+            device.boot()
+            device.hear(setting.message)
+            for _ in range(3 * ENOUGH_TURNS):
+                device.turn(rows=8)
+            device.power_off()
+        shutil.rmtree(home)
+        return device, recorder
+
+    return run
+
+
+def check_healed(setting, device, recorder, at):
+    """What was not provisioned by hand was written anew, and no model is condemned."""
+    path, state = recorder.read[at - 1] if at else "", device.slots
+    if path == "root.json":
+        assert (state.committed, device.serving, state.quarantine) == (setting.old, setting.old, ())
+        return
+    assert (state.committed, device.serving, state.quarantine) == (setting.new, setting.new, ()), path
+
+
+def loads(recorder, digest):
+    """The number of each time that a model's file is opened."""
+    return [n for n, path in enumerate(recorder.read, 1) if path == f"state/blobs/{digest}.onnx"]
+
+
+def test_a_model_on_a_bad_sector_is_fetched_anew(setting, install_on_bad_sector):
+    device, whole = install_on_bad_sector()
+    check_healed(setting, device, whole, 0)
+    part = whole.read.index(f"state/staging/{setting.new}.part") + 1
+    committed, *_ = loads(whole, setting.old)
+    verified, *_ = loads(whole, setting.new)
+    assert committed < part < verified
+    for at in (committed, part, verified):
+        device, recorder = install_on_bad_sector(at)
+        check_healed(setting, device, recorder, at)
+
+
+def test_the_only_model_on_a_bad_sector_serves_again(setting, tmp_path):
+    """The file that its download takes the place of is the only one there is."""
+    home = tmp_path / "device"
+    shutil.copytree(setting.home, home)
+    device = Device(setting.bench.configure(home), setting.bench.clocks)
+    recorder = Recorder(home)
+    recorder.spoil(f"state/blobs/{setting.old}.onnx")
+    with setting.bench.standing(), recorder.standing():
+        device.boot()
+        assert device.serving is None
+        device.hear(setting.bench.offer(setting.old))
+        device.turn_until(lambda _: device.serving == setting.old)
+        state = device.slots
+        assert (state.committed, state.trial, state.quarantine) == (setting.old, None, ())
+        device.reboot()
+        assert device.serving == setting.old
+        device.power_off()
+
+
+@pytest.mark.slow
+def test_every_file_may_be_on_a_bad_sector(setting, install_on_bad_sector):
+    _, whole = install_on_bad_sector()
+    _, tried, *_ = loads(whole, setting.new)
+    for at in range(1, whole.reads + 1):
+        if at == tried:  # a candidate that cannot be loaded for its trial is refused, whatever the reason
+            device, _ = install_on_bad_sector(at)
+            assert (device.slots.committed, device.serving) == (setting.old, setting.old)
+            continue
+        device, recorder = install_on_bad_sector(at)
+        check_healed(setting, device, recorder, at)
+    print(f"{whole.reads} files were opened to be read")
+    assert whole.reads > 20

@@ -1,11 +1,12 @@
-"""Laws of a device's models under any sequence of releases, trials, failures and power cuts.
+"""Laws of a device's models under any sequence of releases, trials, failures, full disks and power cuts.
 
-The machine drives the real `Agent`. Its disk is what the last `Save` wrote, as JSON text, and the blobs. A power
-cut may strike before any action of any event; the device then boots from the disk.
+The machine drives the real `Agent`. Its disk is what the last `Save` wrote, as JSON text, and the blobs; it may refuse
+for a while. A power cut may strike before any action of any event; the device then boots from the disk.
 """
 
 import json
 import random
+from collections import deque
 from typing import Any
 
 from hypothesis import settings
@@ -22,6 +23,7 @@ from edge_runtime.core.events import (
     Disconnected,
     MessageArrived,
     Save,
+    Saved,
     Serve,
     Served,
     ServeFailed,
@@ -30,6 +32,7 @@ from edge_runtime.core.events import (
     Started,
     StartUpdate,
     Ticked,
+    Unsaved,
     UpdateEnded,
 )
 from edge_runtime.core.lifecycle import SlotState, from_document, needs, to_document
@@ -57,6 +60,9 @@ class Device(RuleBasedStateMachine):
         self.now = 0.0
         self.boots = 0
         self.cut = None
+        self.refusing = False
+        self.behind = False
+        self.alone = False
         self.boot()
 
     # ── the world around the agent ─────────────────────────────────────────────────────────────────────
@@ -64,6 +70,10 @@ class Device(RuleBasedStateMachine):
     @property
     def state(self):
         return from_document(json.loads(self.disk), MODEL)
+
+    @property
+    def in_service(self):
+        return self.agent.tried or self.agent.slots.committed
 
     def boot(self):
         self.boots += 1
@@ -87,21 +97,28 @@ class Device(RuleBasedStateMachine):
 
     def do(self, event):
         self.now += 0.25
-        queue = [event]
+        queue = deque([event])
         while queue:
-            for action in self.agent.handle(queue.pop(0), self.now, 1):
+            for action in self.agent.handle(queue.popleft(), self.now, 1):
                 if self.cut == 0:
                     self.cut = None
                     self.boot()
                     return
                 if self.cut is not None:
                     self.cut -= 1
+                if isinstance(action, Save):
+                    self.behind = self.refusing and action.slots != self.state
+                    if action.needed:
+                        queue.appendleft(Unsaved("full") if self.behind else Saved())
+                    if self.behind and action.needed:
+                        break
                 queue += self.perform(action)
 
     def perform(self, action):
         match action:
             case Save(slots):
-                self.saved(slots)
+                if not self.behind:
+                    self.saved(slots)
             case Serve(model):
                 if model is not None and model not in self.blobs:
                     assert model in self.damaged, (
@@ -109,15 +126,17 @@ class Device(RuleBasedStateMachine):
                     )
                     self.loaded, self.failing = None, model
                     return [ServeFailed(model, "damaged")]
-                assert self.state.serving == model, "a model was loaded before the disk said so"
+                known = (self.state.committed, self.state.previous) if self.behind else ()
+                assert model in (self.state.serving, *known), "a model was loaded before the disk said so"
                 self.loaded, self.failing = model, None
             case Shadow(model):
                 assert model in (None, self.state.shadowing), "a shadow began before the disk said so"
                 assert model is None or model in self.blobs | self.damaged
                 self.shadowing = model
             case Collect(keep):
-                assert set(self.state.known) <= set(keep), "a blob the disk still needs was collected"
-                self.blobs &= set(keep)
+                needed = set(self.state.known)
+                assert self.behind or needed <= set(keep), "a blob the disk still needs was collected"
+                self.blobs &= set(keep) | needed
             case StartUpdate():
                 assert self.child is None
                 self.child = (action, self.releases[action.release])
@@ -134,7 +153,10 @@ class Device(RuleBasedStateMachine):
             assert trial[1] > self.held.get(trial[0], 0), (
                 "a quarantined model was tried without a higher attempt"
             )
-        if before.shadowing is not None and after.on_trial and after.trial.digest == before.shadowing:
+        left = before.shadowing is not None and after.on_trial and after.trial.digest == before.shadowing
+        if (
+            left and before.committed != self.failing and not self.alone
+        ):  # else there was nobody to be compared with
             gate = before.trial.shadow
             assert after.shadow_rows >= gate.rows
             assert after.shadow_disagreed <= gate.max_disagreement * after.shadow_rows
@@ -161,8 +183,10 @@ class Device(RuleBasedStateMachine):
     def power_will_be_cut(self, actions):
         self.cut = actions
 
-    @rule()
-    def power_cut(self):
+    @rule(refuses=st.booleans())
+    def power_cut(self, refuses):
+        """The disk may be found to refuse at the start."""
+        self.refusing = refuses
         self.boot()
 
     @rule(
@@ -208,10 +232,14 @@ class Device(RuleBasedStateMachine):
     @rule(
         rows=st.integers(0, 60),
         share=st.sampled_from([0.0, 0.4, 0.9]),
-        failed=st.sampled_from(["", "the graph failed"]),
+        why=st.sampled_from(
+            [{}, {}, {"failed": "the graph failed"}, {"alone": "the incumbent's file is damaged"}]
+        ),
     )
-    def the_shadow_speaks(self, rows, share, failed):
-        self.do(Shadowed(digest=self.shadowing, rows=rows, disagreed=int(share * rows), failed=failed))
+    def the_shadow_speaks(self, rows, share, why):
+        self.alone = "alone" in why
+        self.do(Shadowed(digest=self.shadowing, rows=rows, disagreed=int(share * rows), **why))
+        self.alone = False
 
     @rule(candidate=MODELS, attempt=st.integers(1, 3))
     def the_next_model_is_installed_meanwhile(self, candidate, attempt):
@@ -277,7 +305,7 @@ class Device(RuleBasedStateMachine):
 
     @rule(worn=st.booleans())
     def model_fails_to_load(self, worn):
-        serving = self.agent.slots.serving
+        serving = self.in_service
         if serving is None:
             return
         if worn:
@@ -294,7 +322,33 @@ class Device(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.25, 5.0, 100.0]))
     def time_passes(self, seconds):
         self.now += seconds
+        if self.behind and not self.refusing:
+            self.behind = False
+            self.saved(self.agent.slots)
         self.do(Ticked())
+
+    @rule(refuses=st.booleans())
+    def the_disk(self, refuses):
+        self.refusing = refuses
+
+    @rule()
+    def a_start_that_is_not_counted_and_then_all_is_well(self):
+        """Another shortcut."""
+        self.power_cut(refuses=True)
+        self.serves("good", 10)
+        self.all_is_well_for_a_while()
+
+    @rule()
+    def all_is_well_for_a_while(self):
+        """Whatever was, a trial serves, a shadow is cast, and everything is on the disk."""
+        self.refusing, self.cut = False, None
+        for _ in range(5):
+            self.time_passes(100.0)
+        slots = self.agent.slots
+        assert not self.behind
+        assert self.agent.tried == (slots.serving if slots.on_trial else None)
+        assert self.shadowing == slots.shadowing
+        assert self.loaded == slots.serving or self.failing in self.damaged
 
     @rule()
     def link_breaks(self):
@@ -315,6 +369,8 @@ class Device(RuleBasedStateMachine):
 
     @invariant()
     def the_disk_holds_all_but_a_trials_latest_progress(self):
+        if self.behind:
+            return
         disk, memory = to_document(self.state), to_document(self.agent.slots)
         for document in (disk, memory):
             if document["trial"]:
@@ -324,8 +380,7 @@ class Device(RuleBasedStateMachine):
 
     @invariant()
     def what_is_loaded_is_what_the_slots_say(self):
-        serving = self.agent.slots.serving
-        assert serving in (self.loaded, self.failing)
+        assert self.in_service in (self.loaded, self.failing)
 
     @invariant()
     def a_candidate_in_the_shadow_does_not_serve(self):

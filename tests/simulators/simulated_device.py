@@ -182,7 +182,7 @@ class Device:
                 if life != self._lives:
                     return  # it crashed
                 if followed_by is not None:
-                    queue.append(followed_by)
+                    queue.appendleft(followed_by)
                 if isinstance(followed_by, ev.Unsaved):
                     break  # what comes after must not happen
 
@@ -191,7 +191,7 @@ class Device:
         match action:
             case ev.Save(slots, needed) if slots != self.saved and world.chance(world.faults.disk):
                 self._behind = True
-                return ev.Unsaved(self.saved, "the disk is full") if needed else None
+                return ev.Unsaved("the disk is full") if needed else None
             case ev.Save(slots, needed):
                 self._behind = False
                 was_committed = self.saved.committed is not None

@@ -112,13 +112,15 @@ class Fault:
     """Call number ``at`` (from 1) does not do what it should, nor, with ``lasting``, does any that changes after it.
 
     ``code`` is the error it raises. 0 is a short write: half of the bytes, once, and no error. With ``reading`` it is
-    the Nth time that a file is opened to be read, by `open`, and no change is refused.
+    the Nth time that a file is opened to be read, by `open`, and no change is refused. With ``sector``, too, that file
+    can never be read again, whatever its name; another that takes its place can.
     """
 
     at: int
     code: int = errno.ENOSPC
     lasting: bool = False
     reading: bool = False
+    sector: bool = False
 
     def hits(self, number: int) -> bool:
         """Whether call ``number`` of its kind is one that fails."""
@@ -137,7 +139,7 @@ class Recorder:
     """The changes below ``root`` in order, while `standing`. Paths are relative to it, "" is ``root`` itself.
 
     ``calls`` counts the calls that a `Fault` can hit: those that change something, and those that flush; ``reads`` the
-    files that were opened to be read. ``writes`` has the numbers of those calls that write.
+    files that were opened to be read, ``read`` which they were. ``writes`` has the numbers of those calls that write.
     """
 
     root: Path
@@ -145,6 +147,7 @@ class Recorder:
     fault: Fault | None = None
     calls: int = 0
     reads: int = 0
+    read: list[str] = field(default_factory=list)
     shortened: int = 0
     writes: list[int] = field(default_factory=list)
 
@@ -153,6 +156,7 @@ class Recorder:
         self._handles: dict[int, _Open] = {}
         self._numbers = count(1)
         self._nodes: dict[str, int] = {}
+        self._bad: set[int] = set()
         for base, folders, files in os.walk(self.root):
             for name in (*folders, *files):
                 self._nodes[self._relative(os.path.join(base, name)) or _HERE] = next(self._numbers)  # noqa: PTH118
@@ -161,6 +165,10 @@ class Recorder:
     def nodes(self) -> dict[str, int]:
         """What each name stands for now."""
         return dict(self._nodes)
+
+    def spoil(self, path: str) -> None:
+        """From now on this file cannot be read, whatever its name."""
+        self._bad.add(self._nodes[path])
 
     @contextmanager
     def standing(self) -> Iterator["Recorder"]:
@@ -212,10 +220,20 @@ class Recorder:
         if mine and set(mode) & set("wax+"):
             return _pyio.open(file, mode, *args, **options)
         if mine:
-            self.reads += 1
-            if self.fault is not None and self.fault.reading and self.fault.hits(self.reads):
-                raise OSError(self.fault.code, os.strerror(self.fault.code), file)
+            self._count_read(file)
         return real(file, mode, *args, **options)
+
+    def _count_read(self, file: Any) -> None:
+        self.reads += 1
+        path = self._handles[file].path if isinstance(file, int) else self._relative(file) or _HERE
+        self.read.append(path)
+        node, fault = self._nodes.get(path, 0), self.fault
+        if fault is not None and fault.reading and fault.hits(self.reads):
+            if fault.sector:
+                self._bad.add(node)
+            raise OSError(fault.code, os.strerror(fault.code), file)
+        if node in self._bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), file)
 
     # ── whose path it is, and whether it may go on ─────────────────────────────────────────────────────
 

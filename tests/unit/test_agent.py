@@ -155,11 +155,17 @@ class Bench:
 
 
 def test_a_start_is_made_durable_before_the_model_is_loaded():
-    bench = Bench(connected=False, started=False)
+    bench = Bench(begin_trial(SETTLED, B, attempt=1, gate=GATE), connected=False, started=False)
     save, serve, note = bench.do(Started())
     assert decode(note.payload).name == "started"
-    assert save == Save(SETTLED)
-    assert serve == Serve(A)
+    assert save == Save(bench.agent.slots)
+    assert bench.trial.starts_left == GATE.starts - 1
+    assert serve == Serve(B)
+
+
+def test_what_is_committed_is_loaded_whatever_the_disk_says():
+    bench = Bench(connected=False, started=False)
+    assert bench.do(Started())[:2] == [Save(SETTLED, needed=False), Serve(A)]
 
 
 def test_a_virgin_device_serves_nothing_and_says_idle():
@@ -488,29 +494,31 @@ def test_a_forged_release_with_a_high_revision_does_not_shut_out_the_genuine_one
 
 
 @pytest.mark.attack("A36")
-def test_a_burst_of_forged_releases_does_not_shut_out_the_genuine_one():
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_burst_of_forged_releases_does_not_shut_out_the_genuine_one(retry):
     bench = Bench()
     for k in range(20):
         bench.do(MessageArrived(RELEASES, signed(release(C, revision=1000 + k), b"forged")))
     genuine = release(B, A, revision=5)
     bench.offer(genuine)
     for _ in range(MAX_OFFERS + 1):
-        bench.do(UpdateEnded(ok=False, stage="release", reason="signature"))
-        bench.do(Ticked(), after=60.0)
+        bench.do(UpdateEnded(ok=False, stage="release", reason="signature", retry=retry))
+        bench.do(Ticked(), after=600.0)
         if bench.one(StartUpdate).release == signed(genuine):
             return
     pytest.fail("the genuine release was never looked at")
 
 
 @pytest.mark.attack("A37")
-def test_a_flood_of_forged_releases_is_slowed_down_and_noted_once_a_minute():
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_flood_of_forged_releases_is_slowed_down_and_noted_once_a_minute(retry):
     bench = Bench()
     children = notes = 0
     for k in range(2000):
         bench.do(MessageArrived(RELEASES, signed(release(C, revision=1000 + k), b"forged")), after=0.1)
         if bench.get(StartUpdate):
             children += 1
-            bench.do(UpdateEnded(ok=False, stage="release", reason="signature"))
+            bench.do(UpdateEnded(ok=False, stage="release", reason="signature", retry=retry))
             notes += len(bench.notes)
     assert len(bench.agent._offers) <= MAX_OFFERS
     assert children < 30
@@ -919,13 +927,13 @@ def test_an_empty_histogram_means_no_cpu_times_yet():
 # ── a disk that refuses ────────────────────────────────────────────────────────────────────────────────
 
 
-def refuse_disk(bench, event, saved):
+def refuse_disk(bench, event):
     """``event`` happens, and the disk refuses the first state that is needed: what the agent then asks for."""
     actions = bench.agent.handle(event, bench.now, 1)
     (save,) = [action for action in actions if isinstance(action, Save)]
     assert save.needed
     assert actions.index(save) < min(i for i, a in enumerate(actions) if not isinstance(a, Save))
-    bench.actions = bench.agent.handle(Unsaved(saved, "No space left on device"), bench.now, 1)
+    bench.actions = bench.agent.handle(Unsaved("No space left on device"), bench.now, 1)
     return bench.actions
 
 
@@ -934,7 +942,7 @@ def test_a_trial_is_not_begun_while_the_disk_refuses_and_is_asked_for_again():
     offered = signed(release(B))
     bench.do(MessageArrived(RELEASES, offered))
     ended = UpdateEnded(ok=True, release=release(B), installed=True, digest=B)
-    refuse_disk(bench, ended, SETTLED)
+    refuse_disk(bench, ended)
     assert bench.agent.slots == SETTLED
     assert bench.get(Serve) == []
     assert bench.notes["state_unsaved"]["reason"] == "No space left on device"
@@ -945,11 +953,10 @@ def test_a_trial_is_not_begun_while_the_disk_refuses_and_is_asked_for_again():
 def test_a_commit_waits_for_the_disk_while_the_trial_serves_on():
     slots = begin_trial(SETTLED, B, attempt=1, gate=TrialGate(predictions=200, seconds=1.0, starts=3))
     bench = Bench(slots)
-    saved = bench.agent.slots
     served = Served(digest=B, predictions=300, failed=0, seconds=2.0, cpu=cpu(300), rss_bytes=1)
     actions = bench.agent.handle(served, bench.now, 1)
     assert [type(action) for action in actions] == [Save, Append]
-    bench.actions = bench.agent.handle(Unsaved(saved, "full"), bench.now, 1)
+    bench.actions = bench.agent.handle(Unsaved("full"), bench.now, 1)
     assert bench.trial is not None
     assert bench.get(Serve) == []
     bench.do(served, after=1.0)
@@ -961,7 +968,7 @@ def test_a_commit_waits_for_the_disk_while_the_trial_serves_on():
 def test_a_start_that_cannot_be_counted_serves_what_is_committed_until_it_can():
     slots = begin_trial(SETTLED, B, attempt=1, gate=GATE)
     bench = Bench(slots, connected=False, started=False)
-    refuse_disk(bench, Started(), slots)
+    refuse_disk(bench, Started())
     assert bench.one(Serve) == Serve(A)
     assert bench.agent.slots == slots
     assert bench.do(Ticked(), after=SAVE_SECONDS - 1.0) == []

@@ -77,7 +77,7 @@ class Bench:
             for action in self.agent.handle(queue.pop(0), self.now, 1):
                 if isinstance(action, Save):
                     if self.refusing and action.needed:
-                        queue.append(Unsaved(self.disk, "the disk is full"))
+                        queue.append(Unsaved("the disk is full"))
                         break
                     self.disk = self.disk if self.refusing else action.slots
                     queue += [Saved()] if action.needed else []
@@ -133,6 +133,15 @@ def test_enough_rows_that_agree_lead_to_the_trial():
     assert bench.slots.committed == B
     assert bench.slots.previous == A
     assert (bench.slots.shadow_rows, bench.slots.shadow_disagreed) == (120, 5)
+
+
+def test_with_nobody_left_to_be_compared_with_the_trial_begins():
+    bench = Bench().install()
+    bench.compare(rows=10)
+    bench.do(Shadowed(digest=B, rows=0, disagreed=0, alone="the incumbent's file is damaged"), after=1.0)
+    assert bench.get(Serve) == [Serve(B)]
+    assert bench.notes["trial"]["reason"] == "the incumbent's file is damaged"
+    assert (bench.slots.quarantine, bench.slots.shadow_rows) == ((), 10)
 
 
 def test_too_much_disagreement_refuses_the_candidate_as_soon_as_no_row_could_change_it():

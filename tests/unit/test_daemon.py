@@ -89,7 +89,6 @@ def test_a_full_disk_leaves_the_state_before_and_stops_what_needs_the_new_one(co
         assert not daemon._perform(Save(wanted))
         (refused,) = daemon._events
         assert isinstance(refused, Unsaved)
-        assert refused.saved == committed(config)
         assert "free some space" in refused.reason
         assert Daemon(config)._agent.slots == committed(config)
         assert daemon._perform(Save(wanted, needed=False)), "what only remembers does not stop the rest"
@@ -205,3 +204,12 @@ def test_an_update_child_that_was_killed_is_noted_and_its_update_tried_again(
     assert ended.reason == f"the update child ended with {code}: last words"
     assert len(notes) == noted
     assert not updates.running
+
+
+def test_no_update_begins_once_the_daemon_stops(config, monkeypatch):
+    started: list[object] = []
+    monkeypatch.setattr(child, "Child", lambda *args, **_: started.append(args))
+    updates = Updates(config, wake=lambda: None, killed=lambda: None)
+    updates.kill()
+    updates.start(StartUpdate(release=b"", floor=0, serving=None, have=(), quarantine=()))
+    assert (started, updates.running) == ([], False)

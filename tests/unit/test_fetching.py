@@ -1,5 +1,6 @@
 """Which way is tried when, with ways in memory and real slots; then both real ways under the whole child."""
 
+import errno
 import time
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from edge_runtime.updater import Update
 from tests.publisher import COHORT, DEVICE, FLEET, MODEL, artifact, put, release, signed
 from tests.support.certificates import Authority
 from tests.support.memory_broker import MemoryBroker
+from tests.support.recorder import Fault, Recorder
 from tests.support.web import WebServer
 from trainer.publish import Repository
 
@@ -138,6 +140,60 @@ def test_what_no_way_can_bring_is_refused_for_good(slots, clock):
     with pytest.raises(Refusal, match=r"^a: too large; b: empty$") as e:
         bring(slots, Way("a", problem="too large"), Way("b", problem="empty"))
     assert (e.value.retry, e.value.digest, e.value.stage) == (False, TARGET.digest, "fetch")
+
+
+@pytest.fixture
+def disk(slots, tmp_path):
+    """Has the slots stand on a disk with bad sectors, which hold these files."""
+
+    def make(fault=None, **files):
+        for kind, data in files.items():
+            getattr(slots, kind)(TARGET.digest).write_bytes(data)
+        recorder = Recorder(tmp_path, fault=fault)
+        for kind in files:
+            recorder.spoil(str(getattr(slots, kind)(TARGET.digest).relative_to(tmp_path)))
+        return recorder.standing()
+
+    return make
+
+
+@pytest.mark.parametrize("part", [None, DATA[:300], DATA], ids=["no part", "half", "whole"])
+def test_a_model_on_a_bad_sector_is_fetched_anew(slots, clock, disk, part):
+    way = Way("only")
+    with disk(blob=DATA, **({} if part is None else {"staging": part})):
+        assert bring(slots, way) == DATA
+        calls = len(way.calls)
+        assert bring(slots, way) == DATA
+    assert len(way.calls) == calls, "what was brought can be read"
+
+
+def test_a_new_download_that_cannot_be_read_is_fetched_anew_by_the_next_job(slots, clock, disk):
+    way = Way("only")
+    with disk(staging=b""):
+        with pytest.raises(
+            Refusal, match=r"cannot be read \(Input/output error\) and was deleted; fetch it again$"
+        ) as e:
+            bring(slots, way)
+        assert (e.value.retry, e.value.digest) == (True, None)
+        assert bring(slots, way) == DATA
+
+
+def test_a_download_that_can_neither_be_read_nor_deleted_is_not_tried_for_ever(slots, clock, disk):
+    way = Way("only")
+    with disk(Fault(2, errno.EROFS, lasting=True), staging=DATA), pytest.raises(Refusal) as e:
+        bring(slots, way)  # the first call opens it to go on
+    assert "cannot be deleted either (Read-only file system): check the disk" in str(e.value)
+    assert (e.value.retry, e.value.digest, len(way.calls)) == (True, None, 1)
+
+
+@pytest.mark.parametrize(("code", "kept"), [(errno.EIO, False), (errno.ENOSPC, True)])
+def test_what_the_disk_failed_to_write_is_not_gone_on_with(slots, clock, disk, code, kept):
+    """After a failed flush the kernel may call the next one good, and the data are in memory only."""
+    way = Way("only")
+    with disk(Fault(4, code)), pytest.raises(OSError, match=r"."):  # create, write, open to flush, flush
+        bring(slots, way)
+    assert slots.staging(TARGET.digest).exists() is kept
+    assert bring(slots, way) == DATA
 
 
 def test_metadata_that_is_not_believed_is_asked_of_the_next(clock):

@@ -68,6 +68,22 @@ def test_each_run_is_watched_by_itself():
     assert mine == others == [True, False]
 
 
+def test_a_run_is_timed_on_the_clock_that_was_asked_for():
+    """A process that waits for the CPU all day has not run."""
+    clock_ns = [1]
+    limit = RunLimit(0.001, lambda: clock_ns[0])
+    watched = limit.watch(lambda _: None)
+    watched(lambda: limit.look(clock_ns[0]))
+    watched(lambda: time.sleep(0.01))  # ten times as long, for everybody else
+
+    def late():
+        clock_ns[0] += 2_000_000
+        limit.look(limit.clock_ns())
+
+    with pytest.raises(BudgetExceeded, match=r"longer than 0\.001 s"):
+        watched(late)
+
+
 def test_the_thread_ends_with_the_limit():
     before = set(threading.enumerate())
     limit = RunLimit(0.08)

@@ -534,6 +534,21 @@ def test_an_incumbent_that_fails_costs_no_prediction():
     assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
 
 
+def test_an_incumbent_that_takes_too_long_costs_no_prediction():
+    class Slow(Engine):
+        def run(self, *_: Any, **__: Any) -> Any:
+            raise BudgetExceeded("a run took longer than 1 s and was ended")
+
+    runtime = built()
+    runtime.measure_cpu = True
+    runtime.incumbent = Slow(TINY.artifact)
+    rows = rows_of(TINY, 20)
+    assert [runtime.predict(row).raw for row in rows] == [built().predict(row).raw for row in rows]
+    stats = runtime.trial_stats()
+    assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
+    assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
+
+
 # ── time, load and large batches ───────────────────────────────────────────────────────────────────────
 
 

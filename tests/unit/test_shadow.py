@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.adapters.child import Child
+from edge_runtime.adapters.marker import Marker
 from edge_runtime.adapters.slots import Slots
 from edge_runtime.config import load
 from edge_runtime.contract.errors import ArtifactError
@@ -18,11 +19,15 @@ from edge_runtime.contract.manifest import Feature
 from edge_runtime.core.events import Noticed, ServeFailed, Shadowed
 from edge_runtime.engine import Engine
 from edge_runtime.runtime import Runtime
-from edge_runtime.shadow import Comparison
-from edge_runtime.shadowing import DEATHS, LONGEST_PAUSE_SECONDS, Shadowing
+from edge_runtime.shadow import BATCH_ROWS, Comparison, Incomparable
+from edge_runtime.shadowing import DEATHS, FAULTS, LONGEST_PAUSE_SECONDS, Shadowing, _Way
+from tests.support.strange_shadow import PADDING_BYTES
 from tests.support.tiny_models import categorical, classifier, regressor, several
 
 PATIENCE_SECONDS = 30.0
+
+
+OLD, NEW = classifier(seed=0), classifier(seed=5)
 
 
 def compared(incumbent, candidate, rows):
@@ -31,6 +36,9 @@ def compared(incumbent, candidate, rows):
 
 def rows_of(tiny, n):
     return replace(tiny, seed=91).training[:n]
+
+
+MANY = rows_of(OLD, 50)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +156,15 @@ class Shade:
         """Starts the process and waits until it is ready for rows."""
         self.shadowing.follow(candidate, incumbent)
         deadline = time.perf_counter() + PATIENCE_SECONDS
-        while not self.shadowing._hungry:
+        while not self.hungry:
             self.woken.wait(0.1)
             assert list(self.shadowing.listen()) == []
             assert time.perf_counter() < deadline
         self.woken.clear()
+
+    @property
+    def hungry(self):
+        return self.shadowing._way is not None and self.shadowing._way.hungry
 
     def hear(self):
         deadline = time.perf_counter() + PATIENCE_SECONDS
@@ -205,6 +217,46 @@ def test_a_candidate_that_is_no_good_says_why(shade):
     assert "reads features" in said.failed
 
 
+def test_rows_go_on_when_the_answer_is_heard_before_they_are_said_to_be_sent(config):
+    """The main thread may run between the system call's return and the feed's next line."""
+    old, new = classifier(seed=0), classifier(seed=5)
+    lines: list[dict[str, Any]] = []
+    said: list[Any] = []
+    shadowing = Shadowing(config, Slots(config.state_dir), wake=lambda: None)
+
+    class Speaking:
+        pid = 1
+
+        def poll(self):
+            return lines.pop(0) if lines else None
+
+        def kill(self): ...
+
+    class Quick:
+        def send(self, *_: Any) -> None:
+            lines.append({"rows": 5, "disagreed": 1})
+            said.extend(shadowing.listen())
+
+        def close(self): ...
+
+    shadowing._candidate, shadowing._incumbent = new.digest, old.digest
+    shadowing._child, shadowing._way = Speaking(), _Way(Quick())  # type: ignore[assignment, arg-type]
+    shadowing._way.hungry = True
+    for _ in range(3):
+        shadowing.offer(rows_of(old, 5))
+    assert said == [Shadowed(digest=new.digest, rows=5, disagreed=1)] * 3
+
+
+def test_rows_that_the_kernel_refuses_are_not_waited_for(shade):
+    old, new = classifier(seed=0), classifier(seed=5)
+    shadow = shade(old, new)
+    shadow.follow(new.digest, old.digest)
+    way = shadow.shadowing._way
+    way._socket.close()
+    shadow.shadowing.offer(rows_of(old, 5))
+    assert way.hungry
+
+
 @pytest.fixture
 def doomed(monkeypatch):
     """Has every child die of this signal as soon as it was started; gives their numbers."""
@@ -224,24 +276,171 @@ def doomed(monkeypatch):
     return make
 
 
-def test_a_process_that_crashes_is_started_again_but_not_for_ever(shade, doomed):
-    old, new = classifier(seed=0), classifier(seed=5)
-    shadow, pids = shade(old, new), doomed(signal.SIGSEGV)
-    shadow.shadowing.follow(new.digest, old.digest)
-    [said] = shadow.hear()
+@pytest.fixture
+def strange(monkeypatch):
+    """Has one of the models behave strangely in every child; gives the children's numbers."""
+
+    def make(model, way):
+        monkeypatch.setenv("STRANGE_MODEL", model.digest)
+        monkeypatch.setenv("STRANGE_WAY", way)
+        pids: list[int] = []
+
+        def start(module: str, *args: Any, **kwargs: Any) -> Child:
+            assert module == "edge_runtime.shadow"
+            child = Child("tests.support.strange_shadow", *args, **kwargs)
+            pids.append(child.pid)
+            return child
+
+        monkeypatch.setattr("edge_runtime.shadowing.Child", start)
+        return pids
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The one that pauses are taken from; it stands until somebody sets it."""
+    found = [1000.0]
+    monkeypatch.setattr("edge_runtime.shadowing.time.monotonic", lambda: found[0])
+    return found
+
+
+def is_interruption(said):
+    return isinstance(said, Noticed) and said.name == "shadow_interrupted"
+
+
+def answer(shadow, said):
+    """Goes on listening, and offering rows when some are wanted, until something is said."""
+    deadline = time.perf_counter() + PATIENCE_SECONDS
+    while not said:
+        assert time.perf_counter() < deadline
+        shadow.woken.wait(0.05)
+        shadow.woken.clear()
+        shadow.shadowing.offer(MANY)
+        said.extend(shadow.shadowing.listen())
+    return said
+
+
+def test_a_candidate_that_crashes_is_started_again_but_not_for_ever(shade, strange):
+    shadow, pids = shade(OLD, NEW), strange(NEW, "crash")
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    [said] = answer(shadow, [])
     assert isinstance(said, ServeFailed)
-    assert said.digest == new.digest
+    assert said.digest == NEW.digest
     assert f"ended {DEATHS} times with code -11" in said.reason
     assert len(set(pids)) == DEATHS
 
 
+@pytest.mark.parametrize("way", ["crash_loading", "crash", "exceed"])
+def test_what_is_wrong_with_the_incumbent_is_not_held_against_the_candidate(shade, strange, clock, way):
+    """It is tried again; when it stays so, the candidate is without company, which is said for as long as it lasts."""
+    shadow, pids = shade(OLD, NEW), strange(OLD, way)
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    heard = []
+    for count in range(1, FAULTS + 2):
+        heard += answer(shadow, [])
+        assert len(pids) == count, "it waits for the end of the pause"
+        clock[0] += LONGEST_PAUSE_SECONDS
+    assert all(is_interruption(said) for said in heard[: FAULTS - 1])
+    for said in heard[FAULTS - 1 :]:
+        assert (said.digest, said.rows, said.disagreed, said.failed) == (NEW.digest, 0, 0, "")
+        assert said.alone
+    shadow.shadowing.follow(None, OLD.digest)
+    assert list(shadow.shadowing.listen()) == []
+
+
+@pytest.mark.parametrize("broken", ["changed", "gone"])
+def test_an_incumbent_whose_file_is_broken_is_not_held_against_the_candidate(shade, clock, broken):
+    shadow = shade(OLD, NEW)
+    path = shadow.shadowing._slots.blob(OLD.digest)
+    path.unlink()
+    if broken == "changed":
+        path.write_bytes(b"x" + OLD.artifact[1:])
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    for _ in range(FAULTS - 1):
+        assert is_interruption(answer(shadow, [])[0])
+        clock[0] += LONGEST_PAUSE_SECONDS
+    [said] = answer(shadow, [])
+    assert (said.failed, "the model in service" in said.alone) == ("", True)
+    path.write_bytes(OLD.artifact)  # it was fetched again meanwhile
+    clock[0] += LONGEST_PAUSE_SECONDS
+    [said] = answer(shadow, [])
+    assert (said.rows, said.failed, said.alone) == (len(MANY), "", "")
+
+
+@pytest.mark.parametrize("way", ["fail", "exceed", "crash_loading"])
+def test_what_is_wrong_with_the_candidate_is(shade, strange, way):
+    shadow, _ = shade(OLD, NEW), strange(NEW, way)
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    [said] = answer(shadow, [])
+    if way == "crash_loading":
+        assert isinstance(said, ServeFailed)
+    else:
+        assert said.failed
+        assert not said.alone
+
+
+@pytest.mark.parametrize(
+    ("model", "way", "held_against_it"),
+    [(NEW, "waste_cpu", True), (NEW, "waste_time", False), (OLD, "waste_cpu", False)],
+    ids=["the candidate computes", "the candidate waits", "the incumbent computes"],
+)
+def test_the_limit_of_a_run_is_the_candidates_and_of_its_own_time(
+    config, shade, strange, model, way, held_against_it
+):
+    limited = replace(config, run_limit_seconds=0.25 / BATCH_ROWS)
+    strange(model, way)
+    shadow = shade(OLD, NEW)
+    shadow.shadowing._config = limited
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    [said] = answer(shadow, [])
+    assert bool(said.failed) is held_against_it, said
+    assert said.rows == (0 if held_against_it else len(MANY))
+
+
+def test_each_model_has_the_address_space_that_the_probe_allows_one(config, shade, strange):
+    strange(NEW, "pad")
+    shadow = shade(OLD, NEW)
+    shadow.shadowing._config = replace(config, probe_address_space_bytes=PADDING_BYTES * 3 // 2)
+    shadow.follow(NEW.digest, OLD.digest)
+
+
+def test_a_process_that_may_not_lower_its_priority_works_all_the_same(shade, strange):
+    strange(NEW, "nice")
+    shadow = shade(OLD, NEW)
+    shadow.follow(NEW.digest, OLD.digest)
+    [said] = answer(shadow, [])
+    assert said.rows == len(MANY)
+
+
+def test_only_a_process_at_work_on_the_candidate_leaves_its_mark():
+    marker = Marker.make()
+    inherited = Marker(os.dup(marker.handle))
+    seen = [marker.is_set]
+    with inherited.within():
+        seen.append(marker.is_set)
+    seen.append(marker.is_set)
+    with pytest.raises(KeyError), inherited.within():
+        raise KeyError
+    assert [*seen, marker.is_set] == [False, True, False, False]
+    marker.close()
+    inherited.close()
+
+
+def test_an_incumbent_that_fails_on_rows_is_told_from_the_candidate():
+    for broken, error in ((0, Incomparable), (1, ArtifactError)):
+        engines = [Engine(OLD.artifact), Engine(NEW.artifact)]
+        comparison = Comparison(*engines)
+        engines[broken].close()
+        with pytest.raises(error, match="engine is closed"):
+            comparison.count(MANY)
+
+
 def test_a_process_that_the_kernel_kills_is_started_again_later_and_nothing_is_held_against_the_model(
-    shade, doomed, monkeypatch
+    shade, doomed, clock
 ):
     old, new = classifier(seed=0), classifier(seed=5)
     shadow, pids = shade(old, new), doomed(signal.SIGKILL)
-    clock = [1000.0]
-    monkeypatch.setattr("edge_runtime.shadowing.time.monotonic", lambda: clock[0])
     shadow.shadowing.follow(new.digest, old.digest)
     pauses = []
     for count in range(1, 11):
@@ -261,7 +460,7 @@ def test_it_ends_with_whoever_started_it(shade):
     shadow = shade(old, new)
     shadow.shadowing.follow(new.digest, old.digest)
     child = shadow.shadowing._child
-    shadow.shadowing._rows.close()
+    shadow.shadowing._way.close()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (line := child.poll()) is None or "exit" not in line:
         shadow.woken.wait(0.1)

@@ -187,6 +187,65 @@ def test_a_damaged_model_is_replaced_by_a_new_download(slots):
     assert slots.has(A, verify=True)
 
 
+def recorded(slots, tmp_path, **options):
+    """The recorder of the folder, with one model as its blob and one as a download."""
+    install(slots, "A")
+    download(slots, "B")
+    return Recorder(tmp_path, **options)
+
+
+def test_a_model_that_cannot_be_read_is_not_there_until_a_download_takes_its_place(slots, tmp_path):
+    recorder = recorded(slots, tmp_path)
+    recorder.spoil(f"state/blobs/{A}.onnx")
+    with recorder.standing():
+        assert slots.has(A)
+        assert not slots.has(A, verify=True)
+        with pytest.raises(ArtifactError, match="nothing was downloaded"):
+            slots.install(A)
+        assert slots.blob(A).exists(), "the only copy is not deleted before another one is whole"
+        install(slots, "A")
+        assert slots.has(A, verify=True)
+
+
+def test_a_model_that_cannot_be_read_once_is_there(slots, tmp_path):
+    recorder = recorded(slots, tmp_path, fault=Fault(1, errno.EIO, reading=True))
+    with recorder.standing():
+        assert slots.has(A, verify=True)
+    assert recorder.reads == 2
+
+
+def test_a_download_that_cannot_be_read_is_deleted(slots, tmp_path):
+    recorder = recorded(slots, tmp_path)
+    recorder.spoil(f"state/staging/{B}.part")
+    with recorder.standing():
+        with pytest.raises(
+            ArtifactError, match=r"cannot be read \(Input/output error\) and was deleted; fetch"
+        ):
+            slots.install(B)
+        assert not slots.staging(B).exists()
+        install(slots, "B")
+    assert slots.has(B, verify=True)
+
+
+def test_a_download_that_cannot_be_read_once_is_installed(slots, tmp_path):
+    recorder = recorded(slots, tmp_path, fault=Fault(1, errno.EIO, reading=True))
+    with recorder.standing():
+        slots.install(B)
+    assert slots.has(B, verify=True)
+
+
+def test_a_download_that_can_neither_be_read_nor_deleted_says_so(slots, tmp_path):
+    recorder = recorded(slots, tmp_path, fault=Fault(1, errno.EROFS))
+    recorder.spoil(f"state/staging/{B}.part")
+    with (
+        recorder.standing(),
+        pytest.raises(
+            ArtifactError, match=r"cannot be deleted either \(Read-only file system\): check the disk"
+        ),
+    ):
+        slots.install(B)
+
+
 def test_a_partial_download_survives_a_restart(slots, tmp_path):
     slots.staging(A).write_bytes(MODELS["A"][:100])
     assert Slots(tmp_path / "state").staging(A).read_bytes() == MODELS["A"][:100]
