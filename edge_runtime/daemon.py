@@ -25,8 +25,9 @@ from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.topics import WINDOW
 from edge_runtime.core import events as core
 from edge_runtime.core import lifecycle
-from edge_runtime.core.agent import SAVE_SECONDS, Agent
+from edge_runtime.core.agent import Agent
 from edge_runtime.core.backoff import Every, next_delay_seconds
+from edge_runtime.core.probation import SAVE_SECONDS
 from edge_runtime.core.voice import Identity
 from edge_runtime.core.windowing import OpenWindow, close_window, is_due, open_window, publish_delay_ns
 from edge_runtime.keeper import Keeper
@@ -289,7 +290,9 @@ class Daemon:
             problem = f"{self._config.state_dir}: the state cannot be saved ({e.strerror}): free some space"
             log.error("state_unsaved needed=%s reason=%s", action.needed, problem)  # noqa: TRY400 (no trace)
             if action.needed:
-                self._events.appendleft(core.Unsaved(problem))  # nothing else is decided on what did not happen
+                self._events.appendleft(
+                    core.Unsaved(problem)
+                )  # nothing else is decided on what did not happen
             return not action.needed
         self._saved, self._unsaved = document, False
         if action.needed:

@@ -15,14 +15,7 @@ from edge_runtime.contract.ids import DeviceId, SessionId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.release import TrialGate, from_payload, to_payload
 from edge_runtime.contract.topics import STATUS, Topics
-from edge_runtime.core.agent import (
-    ACK_TIMEOUT_SECONDS,
-    COMPLAINT_SECONDS,
-    MAX_IN_FLIGHT,
-    PROGRESS_SECONDS,
-    SAVE_SECONDS,
-    Agent,
-)
+from edge_runtime.core.agent import ACK_TIMEOUT_SECONDS, COMPLAINT_SECONDS, MAX_IN_FLIGHT, Agent
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.events import (
     Append,
@@ -53,6 +46,7 @@ from edge_runtime.core.events import (
 )
 from edge_runtime.core.lifecycle import SlotState, begin_trial, refuse
 from edge_runtime.core.offers import MAX_OFFERS
+from edge_runtime.core.probation import PROGRESS_SECONDS, SAVE_SECONDS
 from tests.support.device import (
     COHORT,
     DEVICE,

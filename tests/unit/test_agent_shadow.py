@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.contract import codec, messages
 from edge_runtime.contract.release import ShadowGate, from_payload, to_payload
 from edge_runtime.contract.topics import Topics
-from edge_runtime.core.agent import PROGRESS_SECONDS, SAVE_SECONDS, Agent
+from edge_runtime.core.agent import Agent
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.events import (
     Append,
@@ -31,6 +31,7 @@ from edge_runtime.core.events import (
     UpdateEnded,
 )
 from edge_runtime.core.lifecycle import SlotState, begin_shadow
+from edge_runtime.core.probation import PROGRESS_SECONDS, SAVE_SECONDS
 from tests.support.device import (
     COHORT,
     FLEET,

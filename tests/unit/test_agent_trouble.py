@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.release import ShadowGate
 from edge_runtime.contract.topics import Topics
-from edge_runtime.core.agent import SAVE_SECONDS, Agent
+from edge_runtime.core.agent import Agent
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.events import (
     AgentEvent,
@@ -30,6 +30,7 @@ from edge_runtime.core.events import (
     UpdateEnded,
 )
 from edge_runtime.core.lifecycle import SlotState, begin_shadow, begin_trial, needs
+from edge_runtime.core.probation import SAVE_SECONDS
 from tests.support.device import (
     COHORT,
     DEVICE,

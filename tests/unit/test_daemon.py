@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_state_before_and_stops_what_needs_the_new_one(co
         assert "free some space" in refused.reason
         assert Daemon(config)._agent.slots == committed(config)
         assert daemon._perform(Save(wanted, needed=False)), "what only remembers does not stop the rest"
-    daemon._agent._slots = wanted
+    daemon._agent._models.slots = wanted
     daemon._tick(time.monotonic() + 60.0)
     assert Daemon(config)._agent.slots == wanted, "it is tried again when the disk has space"
 
