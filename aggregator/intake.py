@@ -12,18 +12,20 @@ acknowledged is on disk, and whatever was not comes again: from the broker's ses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from aggregator.adapters.registry import Registry
 from aggregator.config import IngestConfig
 from aggregator.core import ingest
 from aggregator.core.turns import Turns
-from aggregator.records import Batch
-from aggregator.stores import WindowStore
+from aggregator.records import Batch, DeadLetter, Stored
+from aggregator.stores import Unstorable, WindowStore
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import BudgetExceeded, LinkError
-from edge_runtime.contract.ids import DeviceId, SessionId
+from edge_runtime.contract.ids import DeviceId, Digest, SessionId
+from edge_runtime.contract.manifest import ArtifactInfo
 from edge_runtime.contract.messages import Ack, Status
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core.backoff import Every
@@ -178,12 +180,13 @@ class Intake:
         began = time.monotonic()
         decoded = ingest.read_all(self._topics, [(message.topic, message.payload) for message in batch])
         found = {digest: self._registry.info(digest) for digest in ingest.digests(decoded)}
-        plan = ingest.plan(decoded, {digest: info for digest, info in found.items() if info is not None})
+        infos = {digest: info for digest, info in found.items() if info is not None}
+        plan = ingest.plan(decoded, infos)
         now_ns = self._wall_ns()
         stored = None
         commit_began = time.monotonic()
         if plan.windows or plan.events or plan.labels or plan.dead:
-            stored = self._windows.append(plan.windows, plan.events, plan.dead, now_ns, labels=plan.labels)
+            plan, stored = self._store(decoded, infos, plan, now_ns)
             self._stored += stored.stored
         commit_seconds = time.monotonic() - commit_began
         self._tell(plan.statuses, now_ns)
@@ -222,6 +225,39 @@ class Intake:
         )
         senders = {(w.window.device, w.window.session) for w in plan.windows}
         return frozenset(senders | {(e.device, e.session) for e in plan.events})
+
+    def _append(self, plan: ingest.Plan, now_ns: int) -> Stored:
+        return self._windows.append(plan.windows, plan.events, plan.dead, now_ns, labels=plan.labels)
+
+    def _store(
+        self,
+        decoded: Sequence[ingest.Decoded],
+        infos: Mapping[Digest, ArtifactInfo],
+        plan: ingest.Plan,
+        now_ns: int,
+    ) -> tuple[ingest.Plan, Stored]:
+        """Commits the plan; where no store can hold some message, message by message, and that one is a dead letter.
+
+        Tried again as one batch it would keep everything else from being stored, for ever. It is acknowledged.
+        """
+        try:
+            return plan, self._append(plan, now_ns)
+        except Unstorable as e:
+            log.warning("sifted messages=%d reason=%r", len(decoded), str(e))
+        dead, done = list(plan.dead), list[Stored]()
+        for one in decoded:
+            try:
+                done.append(self._append(ingest.plan([one], infos), now_ns))
+            except Unstorable as e:
+                dead.append(DeadLetter(one.topic, one.payload, str(e), "counts"))
+                done.append(self._append(ingest.Plan(dead=(dead[-1],)), now_ns))
+        return replace(plan, dead=tuple(dead)), Stored(
+            stored=sum(part.stored for part in done),
+            duplicates=sum(part.duplicates for part in done),
+            overlapping=sum(part.overlapping for part in done),
+            labels=sum(part.labels for part in done),
+            contradictions=tuple(why for part in done for why in part.contradictions),
+        )
 
     def _say(self, acks: Sequence[tuple[str, Ack]]) -> int:
         """Publishes acknowledgements on topics; returns how many had to be left: each comes again with its message."""

@@ -27,7 +27,7 @@ from aggregator.teller import Teller
 from edge_runtime.contract import topics
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import LinkError
-from edge_runtime.contract.ids import DeviceId, SessionId
+from edge_runtime.contract.ids import DeviceId, RolloutId, SessionId
 from edge_runtime.contract.messages import Command, Status
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core.backoff import Every
@@ -38,9 +38,56 @@ STORED_SECONDS: Final = 1.0
 DOUBTED_ASKS: Final = 3
 """How often a device whose presence is in doubt is asked before its silence counts."""
 LATENCY_WINDOWS: Final = 500
-"""Latencies of an arm are read from its newest windows, so that a look at a gate costs the same on any day."""
+"""Latencies of an arm are read from so many of its newest windows: each is a histogram of its own."""
+REST: Final = 9.0
+"""After the gates' questions the store rests for so many times as long as they took: they get a tenth of the time."""
 
 log = logging.getLogger(__name__)
+
+
+class Arms:
+    """What the gates want to know of the telemetry store: the windows of each rollout's arms.
+
+    That takes the longer the more devices there are and the longer a stage lasts. So what was found stands for a
+    while, unless another stage begins: in a small fleet for less than a tick, in one where it takes a second for nine.
+    """
+
+    def __init__(self, windows: WindowStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._windows = windows
+        self._clock = clock
+        self._found: dict[core.Ask, tuple[Evidence, float]] = {}
+
+    def evidence(self, asks: Iterable[core.Ask]) -> dict[RolloutId, Evidence]:
+        """What is known for each of ``asks``."""
+        found = {}
+        for ask in asks:
+            stage = replace(ask, devices=())  # a device that joins does not make it another question
+            kept = self._found.get(stage)
+            if kept is None or self._clock() >= kept[1]:
+                began = self._clock()
+                evidence = self._ask(ask)
+                ended = self._clock()
+                kept = evidence, ended + REST * (ended - began)
+            found[stage] = kept
+        self._found = found
+        return {stage.rollout: evidence for stage, (evidence, _) in found.items()}
+
+    def _ask(self, ask: core.Ask) -> Evidence:
+        # A stage that lasts longer than retention is judged by what is left of it.
+        arm = partial(Selection, devices=ask.devices, leave_out_cut_days=True)
+        arms = [arm(digest=ask.candidate, since_ns=ask.candidate_since_ns)]
+        if ask.incumbent is not None:
+            arms.append(arm(digest=ask.incumbent, since_ns=ask.incumbent_since_ns))
+        totals = [self._windows.totals(arm) for arm in arms]
+        latency = [self._windows.latency(replace(arm, last=LATENCY_WINDOWS)) for arm in arms]
+        if ask.incumbent is None:
+            return Evidence(candidate=totals[0], candidate_latency=latency[0])
+        return Evidence(
+            candidate=totals[0],
+            control=totals[1],
+            candidate_latency=latency[0],
+            control_latency=latency[1],
+        )
 
 
 class Leader:
@@ -67,6 +114,7 @@ class Leader:
         self._signer = signer
         self._ledger = ledger
         self._windows = windows
+        self._arms = Arms(windows)
         self._registry = registry
         self._metadata = config.registry.parent / "metadata"  # where the registry is a publisher's repository
         self._wall_ns = wall_ns
@@ -248,9 +296,9 @@ class Leader:
             info = self._registry.info(candidate, now=True) if candidate is not None else None
             artifact = info.manifest.name if info is not None else None
             published = is_published(self._metadata, candidate) if candidate is not None else None
-            self._decide(core.RequestSeen(request, artifact, published), now_ns)
-        evidence = {ask.rollout: self._evidence(ask) for ask in self._coordinator.asks}
-        self._decide(core.Tick(evidence), now_ns)
+            namesake = self._ledger.rollout(core.name_of(request))
+            self._decide(core.RequestSeen(request, artifact, published, namesake), now_ns)
+        self._decide(core.Tick(self._arms.evidence(self._coordinator.asks)), now_ns)
         self._run_hooks()
 
     def _settle_presence(self, now_ns: int) -> None:
@@ -266,23 +314,6 @@ class Leader:
         self._put(silent)
         for record in silent:
             self._decide(core.StatusSeen(record), now_ns)
-
-    def _evidence(self, ask: core.Ask) -> Evidence:
-        # A stage that lasts longer than retention is judged by what is left of it.
-        arm = partial(Selection, devices=ask.devices, leave_out_cut_days=True)
-        arms = [arm(digest=ask.candidate, since_ns=ask.candidate_since_ns)]
-        if ask.incumbent is not None:
-            arms.append(arm(digest=ask.incumbent, since_ns=ask.incumbent_since_ns))
-        totals = [self._windows.totals(arm) for arm in arms]
-        latency = [self._windows.latency(replace(arm, last=LATENCY_WINDOWS)) for arm in arms]
-        if ask.incumbent is None:
-            return Evidence(candidate=totals[0], candidate_latency=latency[0])
-        return Evidence(
-            candidate=totals[0],
-            control=totals[1],
-            candidate_latency=latency[0],
-            control_latency=latency[1],
-        )
 
     def _decide(self, event: core.Event, now_ns: int) -> None:
         """Hands the event to the coordinator and performs its actions: save in one transaction, then publish."""

@@ -73,6 +73,7 @@ class Monitor:
         self._sinks = config.alarms.sinks
         self._cursors = ledger.cursors()
         self._label_cursors = ledger.label_cursors()
+        self._go_back()
         self._judges: dict[Digest, Judge] = {}
         self._next: dict[Digest, int] = {}
         self._waiting: dict[Digest, str] = {}
@@ -81,6 +82,7 @@ class Monitor:
         """Takes every look that is due and returns the verdicts it led to."""
         self._settle()
         self._retire(devices, now_ns)
+        self._forget(devices)
         found: list[Verdict] = []
         streams: dict[Digest, list[DeviceId]] = {}
         for digest, device, newest in self._windows.streams():
@@ -91,6 +93,47 @@ class Monitor:
             if info is not None:
                 found += self._check(digest, info, members, devices, now_ns)
         return tuple(found)
+
+    def _go_back(self) -> None:
+        """Where the store holds less than looks have used, they go on from what it holds.
+
+        So it is where an older telemetry store stands in the place of the one that the ledger knows, or an empty one:
+        it gives its numbers anew, and what comes would not be looked at before they have risen as far as once.
+        """
+        windows, labels = self._windows.numbered()
+        gone = [key for key, last in self._cursors.items() if last > windows]
+        gone_labels = [key for key, last in self._label_cursors.items() if last > labels]
+        if not gone and not gone_labels:
+            return
+        with self._ledger.transaction():
+            for key in gone:
+                self._ledger.put_cursor(*key, windows)
+            for key in gone_labels:
+                self._ledger.put_label_cursor(*key, labels)
+        self._cursors |= dict.fromkeys(gone, windows)
+        self._label_cursors |= dict.fromkeys(gone_labels, labels)
+        log.warning(
+            "telemetry_went_back windows=%d labels=%d cursors=%d label_cursors=%d: looks had used more than the"
+            " telemetry store ever held, so it was restored or begun anew; they go on from what it holds",
+            *(windows, labels, len(gone), len(gone_labels)),
+        )
+
+    def _forget(self, devices: Mapping[DeviceId, DeviceRecord]) -> None:
+        """Lets go of the judges of artifacts that the fleet has moved on from: they are large, and the ledger has them.
+
+        While nobody who serves the model is online, nobody has moved on. `_waiting` stays: it is a line of text, and
+        without it the same verdict would be written again and again.
+        """
+        serving: dict[ModelName, set[Digest]] = {}
+        for record in devices.values() if self._judges else ():
+            for report in record.models if record.online else ():
+                if report.serving is not None:
+                    serving.setdefault(report.model, set()).add(report.serving)
+        for digest in tuple(self._judges):
+            info = self._registry.info(digest)
+            served = serving.get(info.manifest.name) if info is not None else None
+            if served and digest not in served:
+                del self._judges[digest], self._next[digest]
 
     def _settle(self) -> None:
         """Judges windows that came before their artifact was published here, all of them before any look."""

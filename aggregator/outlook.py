@@ -10,6 +10,8 @@ from aggregator.stores import LedgerStore, WindowStore
 
 QUANTILES: Final = (0.5, 0.9, 0.99)
 LATENCY_WINDOWS: Final = 200
+LATENCY_NUMBERS: Final = 10_000
+"""A model's newest windows are looked for among so many of the fleet's newest: one that nobody serves has none."""
 MAX_MODELS: Final = 50
 """Models are named by releases, so by people; beyond this many the rest has no latency on the page."""
 MAX_ROWS: Final = 10_000
@@ -37,8 +39,9 @@ def outlook(
         (str(row["kind"]), str(row["outcome"])) for row in ledger.table("verdict_outcomes", MAX_ROWS)
     )
     latency = []
+    after = max(0, windows.numbered()[0] - LATENCY_NUMBERS)
     for model in sorted({track.model for track in tracks})[:MAX_MODELS]:
-        histogram = windows.latency(Selection(model=model, last=LATENCY_WINDOWS))
+        histogram = windows.latency(Selection(model=model, after=after, last=LATENCY_WINDOWS))
         if histogram.count:
             latency += [(model, q, histogram.quantile_ns(q)) for q in QUANTILES]
     return Outlook(

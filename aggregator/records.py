@@ -31,8 +31,8 @@ CAUSES: Final = ("topic", "payload", "kind", "sender", "counts", "layout", "over
 """Why a message is a dead letter, few enough to count by.
 
 In this order: no topic of a device; bytes that are no message; a message that devices do not send; one that belongs on
-another topic; counts beyond any honest window; counts that contradict the artifact's layout; windows counted once
-already; labels that contradict their artifact, or what their source told before; a mistake in the decoder.
+another topic; counts or times beyond any honest sender's; counts that contradict the artifact's layout; windows counted
+once already; labels that contradict their artifact, or what their source told before; a mistake in the decoder.
 """
 
 
@@ -90,9 +90,10 @@ class Selection:
     """Which windows a question is about; every condition left at its default lets everything through.
 
     ``devices`` None means any device. ``since_ns`` and ``until_ns`` bound the time of receipt (from, up to
-    but not including). ``last`` keeps the newest so many windows of what the other conditions let through; 0
-    keeps all. Part of a day that is rolled up cannot be answered for: such a question is refused, unless
-    ``leave_out_cut_days`` says that the answer may lack that day.
+    but not including). ``after`` lets windows through that are numbered above it, ``last`` keeps the newest so many of
+    what the other conditions let through; 0 keeps all. Both are about windows that are kept one by one. Part of a day
+    that is rolled up cannot be answered for: such a question is refused, unless ``leave_out_cut_days`` says that the
+    answer may lack that day.
     """
 
     model: ModelName | None = None
@@ -101,6 +102,7 @@ class Selection:
     devices: tuple[DeviceId, ...] | None = None
     since_ns: int = 0
     until_ns: int = 2**63 - 1
+    after: int = 0
     last: int = 0
     leave_out_cut_days: bool = False
 
@@ -272,8 +274,8 @@ class Outlook:
 
     ``silent`` devices are online and were not heard for a while. ``verdicts`` counts what stands by (kind, outcome),
     ``incidents`` the open ones by (kind, severity), ``retrains`` requests by state, ``rollouts`` each track's newest by
-    state. ``latency`` holds (model, quantile, nanoseconds) of the newest windows, ``accuracies`` what is known of the
-    right answers of each artifact that is served.
+    state. ``latency`` holds (model, quantile, nanoseconds) of a model's newest windows among the fleet's newest,
+    ``accuracies`` what is known of the right answers of each artifact that is served.
     """
 
     known: int

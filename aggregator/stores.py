@@ -42,6 +42,10 @@ class StoreError(SkiffError):
     """A store refused or failed: disk full, connection lost, read-only. Nothing of the transaction is kept."""
 
 
+class Unstorable(StoreError):
+    """A store cannot hold some value, whenever it is tried: whoever brought it must leave it out."""
+
+
 class CutDay(StoreError):
     """Part of a day is asked for that is rolled up; the message says which day, and what can be asked instead."""
 
@@ -65,7 +69,7 @@ class WindowStore(Protocol):
         labels: Sequence[Labels] = (),
     ) -> Stored:
         """Commits a batch whole, durable on return; each (device, session, seq) once, for ever, and each
-        (device, source, seq) of labels.
+        (device, source, seq) of labels. Raises `Unstorable`, with nothing stored, when one of them can never be.
         """
 
     def settle(self, digest: Digest, check: Callable[[Profile], object]) -> tuple[int, int]:
@@ -79,6 +83,9 @@ class WindowStore(Protocol):
 
     def streams(self) -> tuple[tuple[Digest, DeviceId, int], ...]:
         """Every (artifact, device) that ever sent a window, with the number of its newest."""
+
+    def numbered(self) -> tuple[int, int]:
+        """The highest number that any window, and any message of labels, was ever kept under; 0 before the first."""
 
     def pending(
         self, digest: Digest, after: Mapping[DeviceId, int]

@@ -180,7 +180,7 @@ def _written(contents: Mapping[Path, bytes]) -> None:
 def _pinned(repository: Path) -> bytes:
     from trainer.publish import Repository
 
-    return Repository(repository, look=True).pinned_root.read_bytes()
+    return Repository(repository, look=True).first_root()
 
 
 def _hardware(out_dir: Path, hardware: str) -> dict[Path, bytes]:

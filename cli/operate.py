@@ -58,19 +58,20 @@ def publish(
         Path | None, typer.Argument(help="A proven artifact; none to renew the metadata only.")
     ] = None,
     *,
-    repository: Annotated[Path, typer.Option("--repository", "-r", help="Made on first use, with its keys.")],
+    repository: Annotated[Path, typer.Option("--repository", "-r", help="Made by `skiff pki init`.")],
     aggregator: Annotated[Path, typer.Option("--aggregator", "-a", help="The aggregator's TOML file.")],
     role: Annotated[
         str, typer.Option(help="Who vouches: 'targets' (offline keys) or 'auto' (builder key).")
     ] = "targets",
     chunk_kib: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=MIN_CHUNK_BYTES >> 10,
             max=MAX_CHUNK_BYTES >> 10,
-            help="KiB of the model in one message; signed with it, and below what the broker takes.",
+            help="KiB of the model in one message, below what the broker takes; signed with it, and kept until another "
+            f"is asked for.  [default: {CHUNK_BYTES >> 10}]",
         ),
-    ] = CHUNK_BYTES >> 10,
+    ] = None,
     again: Annotated[
         bool,
         typer.Option(
@@ -88,10 +89,11 @@ def publish(
         config = load_aggregator(aggregator)
         if again and artifact is not None:
             raise ConfigError("--again puts what is published there once more: name no artifact")
-        found = Repository(repository) if again else Repository.create(repository)
+        found = Repository(repository)
         published = None
         if artifact is not None:
-            published = found.add(artifact, role=role, chunk_bytes=chunk_kib << 10)
+            size = chunk_kib << 10 if chunk_kib is not None else None
+            published = found.add(artifact, role=role, chunk_bytes=size)
         elif not again:
             found.refresh()
         digests = [published.digest] if published is not None else []

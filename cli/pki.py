@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from cli import enrol
 from cli.output import EXIT_CODES, FAILED, JsonFlag, note, out, print_json, reported
 from edge_runtime.contract import ids
+from edge_runtime.contract.errors import ConfigError
 from trainer.change import Change, RoleState, Signers
 
 if TYPE_CHECKING:
@@ -66,8 +67,30 @@ def init(
             found.enable_auto(ids.model_name(auto))
         out.print(f"keys        {repository / 'keys'} (its README says which belong offline)", markup=False)
         out.print(f"pinned root {found.pinned_root} (devices are provisioned with it)", markup=False)
+        out.print(f"    SHA-256 {ids.digest_of(found.first_root())}", markup=False)
         for role, moment in sorted(found.expiries().items()):
             out.print(f"{role:11} expires {moment:%Y-%m-%d}", markup=False)
+
+
+@repository_command("anchor")
+def anchor(
+    repository: RepositoryArgument,
+    digest: Annotated[
+        str, typer.Argument(help="SHA-256 of root.json, from a device that you trust.", metavar="SHA256")
+    ],
+) -> None:
+    """Have key files of an earlier skiff say which first root they belong to. Once, with every key here."""
+    from trainer.publish import Repository
+
+    with reported():
+        changed = Repository.anchor(repository, ids.digest(digest))
+        for name in changed:
+            out.print(f"wrote {repository / 'keys' / name}", markup=False)
+        note(
+            "keep these files in the places of the old ones, offline keys too"
+            if changed
+            else "every key here says so already"
+        )
 
 
 @repository_command("show")
@@ -157,15 +180,49 @@ def revoke(
     """Have no device install these models any more. One that runs such a model leaves it when a release says so."""
 
     def act(found: "Repository") -> Change:
-        wanted = [ids.digest(text) for text in digests]
-        known = {published.digest: published for published in found.published()}
-        for digest in wanted:
-            model = known.get(digest)
-            what = f"{model.model} {model.version}" if model else "not published here, or revoked before"
-            note(f"{digest}  {what}")
-        return found.revoke(*wanted, dry_run=dry_run)
+        return found.revoke(*_named(found, digests), dry_run=dry_run)
 
     _change(repository, act, dry_run=dry_run, as_json=as_json)
+
+
+@repository_command("retire")
+def retire(
+    repository: RepositoryArgument,
+    digests: Annotated[list[str], typer.Argument(help="Digests of models.", metavar="DIGEST...")],
+    *,
+    aggregator: Annotated[
+        Path | None,
+        typer.Option(
+            "--aggregator", "-a", help="The aggregator's TOML file: refuse what the fleet still needs."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take models that no device needs any more out of the metadata, to make room. They may be published again."""
+
+    def act(found: "Repository") -> Change:
+        wanted = _named(found, digests)
+        if aggregator is not None:
+            from cli.view import FleetView
+
+            needed = FleetView(aggregator).needed()
+            if still := [f"{digest}: {needed[digest]}" for digest in wanted if digest in needed]:
+                raise ConfigError(f"{'; '.join(still)}: roll out another model there first")
+        return found.retire(*wanted, dry_run=dry_run)
+
+    _change(repository, act, dry_run=dry_run, as_json=as_json)
+
+
+def _named(found: "Repository", texts: list[str]) -> list[ids.Digest]:
+    """The digests that ``texts`` are, once a person was told which models that is."""
+    wanted = [ids.digest(text) for text in texts]
+    known = {published.digest: published for published in found.published()}
+    for digest in wanted:
+        model = known.get(digest)
+        what = f"{model.model} {model.version}" if model else "not published here, or revoked before"
+        note(f"{digest}  {what}")
+    return wanted
 
 
 def _change(repository: Path, act: Callable[["Repository"], Change], *, dry_run: bool, as_json: bool) -> None:

@@ -2,19 +2,22 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Final, Self
 
-from edge_runtime.contract.errors import LinkError
+from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.ids import Digest, FleetId
-from edge_runtime.contract.topics import Topics
+from edge_runtime.contract.topics import BLOB, Topics
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing
+from edge_runtime.link import Delivered, Disconnected, Link, Outgoing
 from edge_runtime.mqtt.broker import Broker
+from trainer.outgoing import Outgoing as Item
 from trainer.publish import Repository
 
 IN_FLIGHT: Final = 16
 _POLL_SECONDS: Final = 0.5
+Progress = Callable[[str, int, int], None]
 
 
 def publish(
@@ -23,47 +26,100 @@ def publish(
     *,
     fleet: FleetId,
     broker: Broker,
-    timeout_seconds: float = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    patience_seconds: float = 60.0,
+    progress: Progress | None = None,
 ) -> int:
     """Sends the chunks of ``digests`` and the current metadata, and returns the bytes sent.
 
-    Returns when the broker has confirmed every message. Raises `LinkError` when it has not within
-    ``timeout_seconds``, `PublishError` when a digest is not in the repository.
+    However long it takes, it goes on while the broker confirms anything. Returns when it has confirmed every message.
+    Raises `LinkError` when it confirmed none for ``patience_seconds``, `PublishError` when a digest is not published.
+
+    Chunks go first, whoever else publishes: they are named by what they hold. The metadata is collected when they are
+    there, and sent while no other publisher sends any: otherwise metadata that was collected earlier could arrive
+    later, and take back a revocation. So a revocation never waits for somebody's large model, only for metadata.
     """
-    waiting = [Outgoing(*item) for item in repository.outgoing(Topics(fleet), digests)][::-1]
-    total, size = len(waiting), sum(len(item.payload) for item in waiting)
-    rng = random.Random()  # noqa: S311 (jitter, no secret)
-    link = Link(
-        broker,
-        client_id=f"publisher-{rng.getrandbits(32):08x}",
-        delay=lambda attempt: next_delay_seconds(attempt, rng),
-    )
-    flying: dict[int, Outgoing] = {}
-    deadline = time.monotonic() + timeout_seconds
-    link.start()
-    try:
-        while waiting or flying:
-            if time.monotonic() > deadline:
-                raise LinkError(
-                    f"broker {broker.host}:{broker.port} confirmed {total - len(waiting) - len(flying)} of {total} "
-                    f"messages in {timeout_seconds:.0f} s; publish again, nothing is half done"
-                )
-            match link.poll(_POLL_SECONDS):
-                case Disconnected():
-                    waiting += flying.values()
-                    flying.clear()
-                case Delivered(token, refusal):
+    names = Topics(fleet)
+    wanted = tuple(digests)
+    models = repository.wanted(wanted)
+    tell = progress or (lambda *_: None)
+    with _Sender(broker, patience_seconds, tell) as sender:
+        sender.send(repository.chunks(names, models), sum(model.chunks for model in models))
+        tell("waiting for another publisher", 0, 0)
+        with repository.sending():
+            rest = list(repository.outgoing(names, wanted, sent=models))
+            sender.send(iter(rest), len(rest))
+    return sender.size
+
+
+class _Sender:
+    """A connection that sends messages until the broker has confirmed each. A context manager that ends it."""
+
+    def __init__(self, broker: Broker, patience_seconds: float, tell: Progress) -> None:
+        rng = random.Random()  # noqa: S311 (jitter, no secret)
+        self._broker = broker
+        self._patience = patience_seconds
+        self._tell = tell
+        self._link = Link(
+            broker,
+            client_id=f"publisher-{rng.getrandbits(32):08x}",
+            delay=lambda attempt: next_delay_seconds(attempt, rng),
+        )
+        self._flying: dict[int, Outgoing] = {}
+        self._again: list[Outgoing] = []
+        self._reason = "no answer"
+        self._due = 0.0
+        self.size = 0
+        """Bytes that the broker has confirmed."""
+
+    def __enter__(self) -> Self:
+        self._link.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.stop(timeout=2.0)
+
+    def send(self, items: Iterator[Item], total: int) -> None:
+        """Returns when all ``total`` are confirmed. Raises `LinkError`, and what ``items`` raise."""
+        done = 0
+        self._due = time.monotonic() + self._patience
+        while done < total:
+            self._fill(items)
+            match self._link.poll(_POLL_SECONDS):
+                case Disconnected(reason):
+                    self._reason = reason
+                    self._again += self._flying.values()
+                    self._flying.clear()
+                case Delivered(token, refusal) if token in self._flying:
+                    item = self._flying.pop(token)
                     if refusal:
-                        raise LinkError(f"the broker refused {flying.pop(token).topic}: {refusal}")
-                    flying.pop(token, None)
-                case Connected() | None | _:
-                    pass
-            while link.connected and waiting and len(flying) < IN_FLIGHT:
-                flying[link.publish(waiting[-1])] = waiting[-1]
-                waiting.pop()
-            if progress is not None:
-                progress("sent", total - len(waiting) - len(flying), total)
-    finally:
-        link.stop(timeout=2.0)
-    return size
+                        raise LinkError(f"the broker refused {item.topic}: {refusal}")
+                    self.size += len(item.payload)
+                    done += 1
+                    self._due = time.monotonic() + self._patience
+                    self._tell("sent", done, total)
+            if time.monotonic() > self._due:
+                raise LinkError(
+                    f"broker {self._broker.host}:{self._broker.port} confirmed {done} of {total} messages and then "
+                    f"none for {self._patience:.0f} s ({self._reason}); publish again, nothing is half done. Where it "
+                    "takes no messages of this size, publish the model in smaller chunks: --chunk-kib"
+                )
+
+    def _fill(self, items: Iterator[Item]) -> None:
+        """Hands messages over while there is room, those first that an earlier connection took with it."""
+        while self._link.connected and len(self._flying) < IN_FLIGHT:
+            item = self._again.pop() if self._again else next((Outgoing(*i) for i in items), None)
+            if item is None:
+                return
+            try:
+                token = self._link.publish(item)
+            except BudgetExceeded as e:
+                smaller = "publish the model in smaller chunks: --chunk-kib"
+                remedy = smaller if item.delivery is BLOB else "retire models: skiff pki retire"
+                raise LinkError(f"{e}, or {remedy}") from e
+            except LinkError as e:  # lost since it was looked at: the next connection takes it
+                self._reason = str(e)
+                self._again.append(item)
+                return
+            self._flying[token] = item

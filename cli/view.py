@@ -92,6 +92,25 @@ class FleetView:
             if all(device.attribute(name) in values for name, values in attributes.items())
         )
 
+    def needed(self) -> dict[Digest, str]:
+        """The models that a device serves or the newest release or rollout of a cohort names, and which of these."""
+        ledger = self._ledger()
+        try:
+            tracks, devices = ledger.tracks(), ledger.devices()
+        finally:
+            ledger.close()
+        found: dict[Digest, str] = {}
+        for track in tracks:
+            for what, named in (("rollout", track.rollout), ("release", track.release)):
+                for digest in (named.candidate, named.incumbent) if named is not None else ():
+                    if digest is not None:
+                        found[digest] = f"the {what} of cohort {track.cohort} names it"
+        for device in devices:
+            for report in device.models:
+                if report.serving is not None:
+                    found[report.serving] = f"{device.device} serves it"
+        return found
+
     # ── control ────────────────────────────────────────────────────────────────────────────────────────
 
     def table(self, name: str, limit: int = 100) -> tuple[dict[str, Any], ...]:

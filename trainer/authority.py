@@ -2,42 +2,38 @@
 
 ``ca.crt`` is what everyone trusts and ``ca.key`` its key; ``index.json`` says which certificates were issued and
 which are revoked, ``issued/`` has each by its serial, ``crl.pem`` is the list of revoked ones that the broker reads.
-An entry is in the index before its certificate leaves, so that every certificate out there can be revoked; ``crl.pem``
-follows from the index and is made again when a crash came between the two. A lock file orders two processes.
+A certificate is in ``issued/`` and then in the index before it leaves, so that every one out there can be revoked;
+``crl.pem`` follows from the index and is made again when a crash came between the two. An index that is older than
+``issued/`` and ``crl.pem``, from a backup, is completed from them (`trainer.register`). A lock file orders two
+processes.
 """
 
-import json
-import re
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import FleetId
 from trainer import certificates, files
-from trainer.certificates import EnrolError, Revoked, Wanted, utc_now
+from trainer.certificates import EnrolError, Wanted, utc_now
+from trainer.register import RESERVED, Entry, Register
 
 __all__ = ["RESERVED", "SERVICES", "Authority", "EnrolError", "Entry", "Issued"]
 
-RESERVED: Final = "skiff-"
-"""Names that begin so are services; no device may have one, or the broker would give it their rights."""
 SERVICES: Final = {
     name: f"{RESERVED}{name}" for name in ("aggregator", "coordinator", "publisher", "labeller", "observer")
 }
 """Who else speaks to the broker, and the common name of each."""
 BROKER: Final = "skiff broker"
 """The common name of every broker's certificate: with its space it is no name of a device."""
-KINDS: Final = ("device", "service", "broker")
 DEFAULT_DAYS: Final = 365
 MAX_DAYS: Final = 3650
-_SERIAL: Final = re.compile(r"[0-9a-f]{32}")
-_MAX_FILE_BYTES: Final = 1 << 28
 _README: Final = """\
 # Certificate authority of fleet {fleet}
 
@@ -46,25 +42,7 @@ backup of it in a safe. `ca.crt` and `crl.pem` are public: the broker and every 
 second. Copy `crl.pem` to the broker after every revocation (`skiff broker-config` does it).
 """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A certificate that was issued: ``serial`` in 32 hexadecimal digits, ``key`` the SHA-256 of its public key."""
-
-    serial: str
-    name: str
-    kind: str
-    hosts: tuple[str, ...]
-    key: str
-    start: datetime
-    end: datetime
-    revoked: datetime | None = None
-
-    def state(self, now: datetime) -> str:
-        """``valid``, ``expired`` or ``revoked``."""
-        if self.revoked is not None:
-            return "revoked"
-        return "valid" if now < self.end else "expired"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +60,7 @@ class Authority:
     def __init__(self, folder: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._folder = folder
         self._clock = clock
-        self.fleet: Final = self._read()[0]
+        self.fleet: Final = self._read().fleet
 
     @classmethod
     def create(cls, folder: Path, fleet: FleetId, *, clock: Callable[[], datetime] = utc_now) -> Self:
@@ -106,7 +84,7 @@ class Authority:
             files.write(work / "ca.crt", made.pem)
             files.write(work / "crl.pem", made.revocations((), 1, now))
             files.write(work / "README.md", _README.format(fleet=fleet).encode())
-            files.write(work / "index.json", _index(fleet, 1, ()))
+            files.write(work / "index.json", Register(fleet=fleet, number=1, entries=()).document())
             work.rename(folder)
 
     @property
@@ -116,12 +94,14 @@ class Authority:
 
     def entries(self) -> tuple[Entry, ...]:
         """Every certificate that was issued, in the order of issue."""
-        return self._read()[2]
+        found = self._read()
+        found.warn(self._folder)
+        return found.entries
 
     def retired(self) -> tuple[str, ...]:
         """Names of devices and services that had a certificate revoked and have no valid one, in order."""
         now = self._clock()
-        named = [entry for entry in self.entries() if entry.kind != "broker"]
+        named = [entry for entry in self.entries() if entry.kind in ("device", "service")]
         revoked = {entry.name for entry in named if entry.revoked is not None}
         return tuple(sorted(revoked - {entry.name for entry in named if entry.state(now) == "valid"}))
 
@@ -182,8 +162,8 @@ class Authority:
             raise EnrolError(f"{days} days are outside [1, {MAX_DAYS}]")
         made = None if request is not None else certificates.new_key()
         public = made.public_key() if made is not None else _requested(request, name)
-        with self._changing() as (number, entries):
-            now = self._clock()
+        with self._changing() as register:
+            now, entries = self._clock(), register.entries
             key = sha256(certificates.public_bytes(public)).hexdigest()
             self._refuse(entries, kind, name, key, renew=renew)
             authority = self._authority()
@@ -209,7 +189,7 @@ class Authority:
             )
             certificate = authority.issue(wanted, public)
             files.write(self._folder / "issued" / f"{entry.serial}.crt", certificate)
-            files.write(self._folder / "index.json", _index(self.fleet, number, (*entries, entry)))
+            self._index(replace(register, entries=(*entries, entry)))
         private = None if made is None else certificates.private_bytes(made)
         return Issued(entry=entry, certificate=certificate, key=private)
 
@@ -248,8 +228,9 @@ class Authority:
 
         Returns those that were not revoked before. Raises `EnrolError` when there is none such.
         """
-        with self._changing() as (number, entries):
-            named = [entry for entry in entries if entry.name == what and entry.kind != "broker"]
+        with self._changing() as register:
+            entries = register.entries
+            named = [entry for entry in entries if entry.name == what and entry.kind in ("device", "service")]
             meant = named or [entry for entry in entries if entry.serial == what.lower().replace(":", "")]
             if not meant:
                 raise EnrolError(f"{what!r}: no certificate of that name or serial was issued here")
@@ -262,25 +243,33 @@ class Authority:
             if fresh:
                 by_serial = {entry.serial: entry for entry in fresh}
                 after = tuple(by_serial.get(entry.serial, entry) for entry in entries)
-                files.write(self._folder / "index.json", _index(self.fleet, number + 1, after))
-                self._list(number + 1, after)
+                changed = replace(register, number=register.number + 1, entries=after)
+                self._index(changed)
+                self._list(changed)
             return fresh
 
     # ── the folder ─────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[int, tuple[Entry, ...]]]:
-        """The number of the revocation list and the index, with nobody else at it."""
+    def _changing(self) -> Iterator[Register]:
+        """What was issued and revoked, index and list brought up to date, with nobody else at it."""
         with _writing(self._folder), files.locked(self._folder / ".lock"):
-            _, number, entries = self._read()
-            path = self._folder / "crl.pem"
-            if not path.exists() or certificates.list_number(path.read_bytes()) != number:
-                self._list(number, entries)
-            yield number, entries
+            register = self._read()
+            if register.found:
+                register.warn(self._folder)
+                self._index(register)
+            if not register.is_listed:
+                if not (self._folder / "crl.pem").exists():
+                    log.warning("%s: is missing; it is made again from index.json", self._folder / "crl.pem")
+                self._list(register)
+            yield register
 
-    def _list(self, number: int, entries: Sequence[Entry]) -> None:
-        revoked = [Revoked(int(e.serial, 16), e.revoked) for e in entries if e.revoked is not None]
-        files.write(self._folder / "crl.pem", self._authority().revocations(revoked, number, self._clock()))
+    def _index(self, register: Register) -> None:
+        files.write(self._folder / "index.json", register.document())
+
+    def _list(self, register: Register) -> None:
+        data = self._authority().revocations(register.revoked, register.number, self._clock())
+        files.write(self._folder / "crl.pem", data)
 
     def _authority(self) -> certificates.Authority:
         try:
@@ -291,17 +280,9 @@ class Authority:
             ) from e
         return certificates.Authority.load(certificate, key, str(self._folder))
 
-    def _read(self) -> tuple[FleetId, int, tuple[Entry, ...]]:
-        path = self._folder / "index.json"
-        try:
-            with path.open("rb") as stream:
-                f = Fields(json.loads(stream.read(_MAX_FILE_BYTES)), str(path), EnrolError)
-        except FileNotFoundError as e:
-            raise EnrolError(f"{self._folder}: no authority here; make one with skiff pki ca") from e
-        except (OSError, ValueError) as e:
-            raise EnrolError(f"{path}: cannot be read ({e}); restore it from its backup") from e
-        entries = tuple(_entry(Fields(item, str(path), EnrolError)) for item in f.items("issued"))
-        return FleetId(f.text("fleet", pattern=ids.NAME)), f.integer("list", low=1), entries
+    def _read(self) -> Register:
+        with _writing(self._folder):
+            return Register.read(self._folder)
 
 
 @contextmanager
@@ -324,40 +305,3 @@ def _requested(request: Path | None, name: str) -> certificates.PublicKey:
 
 def _serials(entries: Sequence[Entry]) -> set[str]:
     return {entry.serial for entry in entries}
-
-
-def _index(fleet: FleetId, number: int, entries: Sequence[Entry]) -> bytes:
-    def row(entry: Entry) -> dict[str, Any]:
-        return {
-            "serial": entry.serial,
-            "name": entry.name,
-            "kind": entry.kind,
-            "hosts": list(entry.hosts),
-            "key": entry.key,
-            "start": entry.start.isoformat(),
-            "end": entry.end.isoformat(),
-            "revoked": entry.revoked.isoformat() if entry.revoked is not None else "",
-        }
-
-    return json.dumps(
-        {"fleet": fleet, "list": number, "issued": [row(e) for e in entries]}, indent=1
-    ).encode()
-
-
-def _entry(f: Fields) -> Entry:
-    def moment(name: str) -> datetime:
-        try:
-            return datetime.fromisoformat(f.text(name)).astimezone(UTC)
-        except ValueError as e:
-            raise f.fail(name, f"is no time ({e})") from e
-
-    return Entry(
-        serial=f.text("serial", pattern=_SERIAL),
-        name=f.text("name"),
-        kind=f.text("kind", choices=KINDS),
-        hosts=tuple(f.texts("hosts", ())),
-        key=f.text("key", pattern=ids.DIGEST),
-        start=moment("start"),
-        end=moment("end"),
-        revoked=moment("revoked") if f.peek("revoked") else None,
-    )

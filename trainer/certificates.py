@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Final, Literal
 
 from cryptography import x509
@@ -62,6 +63,14 @@ class Revoked:
 
     serial: int
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A list as it was read: its number, and when each serial was revoked (UTC)."""
+
+    number: int
+    revoked: dict[int, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +184,57 @@ def public_bytes(key: PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def list_number(data: bytes) -> int:
-    """The number of a revocation list (PEM); 0 when it is damaged or has none."""
+def read_authority(data: bytes, where: str) -> x509.Certificate:
+    """The authority's certificate (PEM); raises `EnrolError`."""
     try:
-        found = x509.load_pem_x509_crl(data).extensions.get_extension_for_class(x509.CRLNumber)
-    except (ValueError, x509.ExtensionNotFound):
-        return 0
-    return found.value.crl_number
+        return x509.load_pem_x509_certificate(data)
+    except ValueError as e:
+        raise EnrolError(f"{where}: is no certificate ({e}); restore it from its backup") from e
+
+
+def read_list(data: bytes, authority: x509.Certificate, where: str) -> RevocationList:
+    """A list (PEM) that ``authority`` signed; raises `EnrolError` when it is none, for it may be the newest record."""
+    try:
+        found = x509.load_pem_x509_crl(data)
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        signed = found.issuer == authority.subject and found.is_signature_valid(
+            _signing_key(authority, where)
+        )
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound) as e:
+        problem = f"is damaged ({e})"
+    else:
+        if signed:
+            return RevocationList(number, {e.serial_number: e.revocation_date_utc for e in found})
+        problem = "is not signed by this authority"
+    raise EnrolError(
+        f"{where}: {problem}, and it may be the only one that knows the newest revocations: put the broker's "
+        "certs/crl.pem there. Only when index.json was never restored from a backup, remove the file instead: it is "
+        "made again from the index"
+    )
+
+
+def read_issued(data: bytes, authority: x509.Certificate, where: str) -> tuple[Wanted, str]:
+    """What a certificate (PEM) of ``authority`` says, and the SHA-256 of its key; raises `EnrolError`."""
+    try:
+        found = x509.load_pem_x509_certificate(data)
+        found.verify_directly_issued_by(authority)
+        [name] = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        usage = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        key = sha256(public_bytes(_accepted(found.public_key(), where))).hexdigest()
+        wanted = Wanted(
+            name=str(name.value),
+            use="server" if ExtendedKeyUsageOID.SERVER_AUTH in usage else "client",
+            serial=found.serial_number,
+            start=found.not_valid_before_utc,
+            end=found.not_valid_after_utc,
+            hosts=_hosts(found),
+        )
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as e:
+        raise EnrolError(
+            f"{where}: index.json does not know it, and it is no certificate of this authority "
+            f"({str(e) or type(e).__name__}): restore it from its backup, or take it away"
+        ) from e
+    return wanted, key
 
 
 def read_request(data: bytes, name: str, where: str) -> PublicKey:
@@ -232,6 +285,21 @@ def _accepted(key: object, where: str) -> PublicKey:
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _signing_key(authority: x509.Certificate, where: str) -> ec.EllipticCurvePublicKey:
+    key = authority.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise EnrolError(f"{where}: the authority's certificate is not one that skiff made; restore it")
+    return key
+
+
+def _hosts(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(str(name.value) for name in names)
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -1,6 +1,7 @@
 """Files of the repository: folders made as needed, one writer at a time."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,31 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     files.write(path, data, mode=mode)
 
 
+def sync(folder: Path) -> None:
+    """Has the names in ``folder`` survive a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file ``path``; waits for whoever holds it."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def watched(path: Path) -> Iterator[None]:
+    """Waits for whoever holds the lock file ``path``, and holds off the next. Writes nothing: it may be absent."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        yield
+        return
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
         yield

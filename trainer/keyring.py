@@ -2,6 +2,9 @@
 
 Root and targets keys are meant to leave this machine once the first metadata is signed (a README in the folder says
 how); an operation that needs them then says which are missing. The others stay: daily life needs them.
+
+Each file also says which first root its key belongs to, by SHA-256. That knowledge travels with the keys, so who can
+write the metadata only cannot have them sign for another root (docs/adr/0022).
 """
 
 import json
@@ -18,6 +21,7 @@ from securesystemslib.signer import CryptoSigner
 
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.fields import Fields
+from edge_runtime.contract.ids import Digest
 from trainer import files
 from trainer.change import Signers
 
@@ -41,6 +45,7 @@ MAX_KEYS: Final = 9
 _THRESHOLDS: Final = {"root": 2, "targets": 2}
 _MAX_FILE_BYTES: Final = 16 * 1024
 _STAGED: Final = ".next.json"
+_FIRST_ROOT: Final = "first_root"
 
 _README: Final = """\
 # Signing keys
@@ -59,6 +64,10 @@ and version control that others can read. `skiff pki show` says which keys must 
 To use a key that was moved away, copy its file back, run the command, and remove it again. One lost root key is
 repaired by rotating root (`skiff pki rotate`). With two lost, nothing can be replaced any more, and every device has to
 be given a new root.
+
+Each file names the first root by SHA-256 (`first_root`): its key signs nothing that does not descend from that root.
+`last-change` stays here. It holds the signed files of the last change: one that was interrupted is finished from it,
+and metadata that is older is noticed and replaced.
 """
 
 
@@ -82,24 +91,59 @@ class Need:
 
 
 class Keyring:
-    """The keys in one folder. A file is ``{"keyid": …, "private_key_pem": …}`` with mode 0600."""
+    """The keys in one folder. A file is ``{"keyid": …, "private_key_pem": …, "first_root": …}`` with mode 0600."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def create(self) -> None:
-        """Makes the folder (mode 0700) with its README and every key, all at once.
-
-        An existing folder is left alone: a key that was moved away must not be replaced by a stranger.
-        """
-        if self._folder.exists():
-            return
+    def create(self, keys: Mapping[str, CryptoSigner], first_root: Digest, more: Mapping[str, bytes]) -> None:
+        """Makes the folder (mode 0700) with its README, ``keys`` by name and ``more`` files, all at once."""
         work = self._folder.with_name(f".{self._folder.name}.new")
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in (name for names in KEYS.values() for name in names):
-            _write_private(work / f"{name}.json", new_key())
-        (work / "README.md").write_text(_README, encoding="utf-8")
+        for name, signer in keys.items():
+            _write_private(work / f"{name}.json", signer, first_root)
+        for name, data in more.items():
+            files.write(work / name, data, mode=0o600)
+        files.write(work / "README.md", _README.encode())
         work.rename(self._folder)
+        files.sync(self._folder.parent)
+
+    @property
+    def any(self) -> bool:
+        """Whether any key is here."""
+        return any(True for role in KEYS for _ in self._files(role))
+
+    def check(self, first_root: Digest, path: Path) -> None:
+        """Raises `PublishError` unless every key here says that it belongs to ``first_root``, found in ``path``."""
+        for file in (file for role in KEYS for file, _ in self._files(role)):
+            named = _document(file).text(_FIRST_ROOT, "")
+            if not named:
+                raise PublishError(
+                    f"{file}: does not say which first root it belongs to, as keys of an earlier skiff do not, and "
+                    f"signs nothing before it does. Take the SHA-256 of root.json from a device that you trust "
+                    f"(sha256sum root.json), and run once: skiff pki anchor {path.parent.parent} SHA256"
+                )
+            if named != first_root:
+                raise PublishError(
+                    f"{file}: belongs to the first root with SHA-256 {named}, and {path} has {first_root}. Sign "
+                    "nothing: somebody replaced the metadata, or the key is another repository's. Restore metadata/ "
+                    "from its backup, or take the key away"
+                )
+
+    def anchor(self, first_root: Digest) -> tuple[str, ...]:
+        """Has every key here say that it belongs to ``first_root``; returns the files that did not.
+
+        Raises `PublishError`, before anything is written, when one belongs to another.
+        """
+        found = [
+            (file, _document(file).text(_FIRST_ROOT, "")) for role in KEYS for file, _ in self._files(role)
+        ]
+        if strange := [file for file, named in found if named not in {"", first_root}]:
+            raise PublishError(f"{strange[0]}: belongs to another first root; take it away")
+        changed = [file for file, named in found if not named]
+        for file in changed:
+            _write_private(file, _load(file), first_root)
+        return tuple(file.name for file in changed)
 
     def path(self, name: str) -> Path:
         """The file of the key ``name``."""
@@ -134,10 +178,15 @@ class Keyring:
             )
         return list(found.values())
 
-    def stage(self, fresh: Mapping[str, CryptoSigner]) -> None:
+    def stage(self, fresh: Mapping[str, CryptoSigner], first_root: Digest) -> None:
         """Puts new keys, by name, on disk beside the old ones until `settle`."""
         for name, signer in fresh.items():
-            _write_private(self._folder / f"{name}{_STAGED}", signer)
+            _write_private(self._folder / f"{name}{_STAGED}", signer, first_root)
+
+    def staged(self) -> frozenset[str]:
+        """The keyids of new keys that have not been settled."""
+        found = [path for role in KEYS for path, _ in self._files(role) if path.name.endswith(_STAGED)]
+        return frozenset(_load(path).public_key.keyid for path in found)
 
     def settle(self, role: str, keyids: Collection[str]) -> None:
         """Staged keys of ``role`` that metadata names (``keyids``) take the old ones' place; others are removed."""
@@ -166,13 +215,20 @@ def new_key() -> CryptoSigner:
     return CryptoSigner.generate_ed25519()
 
 
-def _load(path: Path) -> CryptoSigner:
+def _document(path: Path) -> Fields:
     try:
         with path.open("rb") as stream:
-            f = Fields(json.loads(stream.read(_MAX_FILE_BYTES)), str(path), PublishError)
-        key = load_pem_private_key(f.text("private_key_pem").encode(), None)
+            return Fields(json.loads(stream.read(_MAX_FILE_BYTES)), str(path), PublishError)
     except OSError as e:
         raise PublishError(f"{path}: cannot be read ({e.strerror}); bring the key back") from e
+    except ValueError as e:
+        raise PublishError(f"{path}: not a key file ({e}); restore it from its backup") from e
+
+
+def _load(path: Path) -> CryptoSigner:
+    f = _document(path)
+    try:
+        key = load_pem_private_key(f.text("private_key_pem").encode(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as e:
         raise PublishError(f"{path}: not a key file ({e}); restore it from its backup") from e
     if not isinstance(key, Ed25519PrivateKey):
@@ -183,6 +239,10 @@ def _load(path: Path) -> CryptoSigner:
     return signer
 
 
-def _write_private(path: Path, signer: CryptoSigner) -> None:
-    document = {"keyid": signer.public_key.keyid, "private_key_pem": signer.private_bytes.decode("ascii")}
+def _write_private(path: Path, signer: CryptoSigner, first_root: Digest) -> None:
+    document = {
+        "keyid": signer.public_key.keyid,
+        "private_key_pem": signer.private_bytes.decode("ascii"),
+        _FIRST_ROOT: first_root,
+    }
     files.write(path, json.dumps(document, indent=1).encode(), mode=0o600)

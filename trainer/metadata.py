@@ -1,17 +1,20 @@
 """The signed metadata of a repository as one value: read and verified, changed, signed. The trainer's only tuf import.
 
+Read means: from the first root on, as a device does. Whose first root that is, the keys say (`trainer.keyring`).
+
 Source: The Update Framework specification 1.0 (https://theupdateframework.github.io/specification/latest/), with
 consistent snapshots. Our own fields in it are described in `edge_runtime.contract.trust`.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError
+from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -27,9 +30,14 @@ from tuf.api.metadata import (
 
 from edge_runtime.contract import trust
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.ids import Digest, ModelName
-from trainer.keyring import Keyring, Need, PublishError, first_threshold
+from edge_runtime.contract.ids import Digest, ModelName, digest_of
+from trainer.keyring import KEYS, Need, PublishError, first_threshold
 
+T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
+
+FIRST_ROOT: Final = "1.root.json"
+TIMESTAMP: Final = "timestamp.json"
+_ROOT: Final = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
 ONLINE_LIFE: Final = timedelta(days=7)
 """How long snapshot and timestamp are believed."""
 OFFLINE_LIFE: Final = timedelta(days=365)
@@ -49,6 +57,24 @@ class Draft:
         return _signed(self.metadata, signers)
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The metadata in ``path``, as it will be when ``pending`` files, by name, have been written there."""
+
+    path: Path
+    pending: Mapping[str, bytes] = field(default_factory=dict)
+
+    def read(self, name: str) -> bytes:
+        """A file; raises `OSError`."""
+        return self.pending[name] if name in self.pending else (self.path / name).read_bytes()
+
+    @property
+    def newest_root(self) -> int:
+        """The highest version of a root that has a file."""
+        names = [*self.pending, *(path.name for path in self.path.glob("*.root.json"))]
+        return max((int(found[1]) for name in names if (found := _ROOT.fullmatch(name))), default=1)
+
+
 class MetadataSet:
     """The metadata that counts: root, timestamp, snapshot, the targets role and the roles it delegates to."""
 
@@ -58,6 +84,7 @@ class MetadataSet:
         timestamp: Metadata[Timestamp],
         snapshot: Metadata[Snapshot],
         targets: dict[str, Metadata[Targets]],
+        first: bytes,
     ) -> None:
         self._root = root
         self._timestamp = timestamp
@@ -65,13 +92,21 @@ class MetadataSet:
         self._targets = targets
         self._root_before = self.need("root")
         self._root_version_before = root.signed.version
+        self.first_file: Final = first
+        """The first root, from which all of it descends, as it was read."""
+        self.unfinished: tuple[str, ...] | None = None
+        """None, or what the newest root wants signed anew beside snapshot and timestamp: targets, or nothing."""
 
     @classmethod
-    def first(cls, keys: Keyring, now: datetime) -> dict[str, bytes]:
-        """Version 1 of every file, the timestamp last."""
+    def first(cls, keys: Mapping[str, CryptoSigner], now: datetime) -> dict[str, bytes]:
+        """Version 1 of every file, the timestamp last, signed with the `KEYS` of a new repository, by their names."""
+
+        def every(role: str) -> list[CryptoSigner]:
+            return [keys[name] for name in KEYS[role]]
+
         root = Root(expires=now + OFFLINE_LIFE, consistent_snapshot=True)
         for role in root.roles:
-            for signer in keys.every(role):
+            for signer in every(role):
                 root.add_key(signer.public_key, role)
             root.roles[role].threshold = first_threshold(role)
         director = DelegatedRole(trust.DIRECTOR, [], 1, terminating=True, paths=["release/*"])
@@ -80,41 +115,67 @@ class MetadataSet:
             delegations=Delegations({}, {trust.DIRECTOR: director}),
             unrecognized_fields={trust.TABLE: {"revoked": []}},
         )
-        targets.add_key(keys.every(trust.DIRECTOR)[0].public_key, trust.DIRECTOR)
+        targets.add_key(every(trust.DIRECTOR)[0].public_key, trust.DIRECTOR)
         stamp = {trust.TABLE: _stamp(now, root)}
         timestamp = Timestamp(expires=now + ONLINE_LIFE, unrecognized_fields=stamp)
         return {
-            "1.root.json": _signed(Metadata(root), keys.every("root")),
-            "1.targets.json": _signed(Metadata(targets), keys.every("targets")),
-            "1.snapshot.json": _signed(Metadata(Snapshot(expires=now + ONLINE_LIFE)), keys.every("snapshot")),
-            "timestamp.json": _signed(Metadata(timestamp), keys.every("timestamp")),
+            FIRST_ROOT: _signed(Metadata(root), every("root")),
+            "1.targets.json": _signed(Metadata(targets), every("targets")),
+            "1.snapshot.json": _signed(Metadata(Snapshot(expires=now + ONLINE_LIFE)), every("snapshot")),
+            TIMESTAMP: _signed(Metadata(timestamp), every("timestamp")),
         }
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """What ``timestamp.json`` in ``folder`` stands for, every signature checked; raises `PublishError`.
+    def load(cls, folder: Folder, staged: Collection[str] = ()) -> Self:
+        """What ``folder`` holds, verified from the first root to the newest, and below that; raises `PublishError`.
 
-        Nothing that somebody slipped into the folder is ever signed again.
+        Nothing that somebody slipped into the folder is ever signed again, once the caller has compared `first_root`
+        with what the keys say. ``staged`` are new keys, by keyid, of a change that may have ended with its root written
+        and nothing else: see `unfinished`.
         """
         try:
-            timestamp = Metadata[Timestamp].from_file(str(folder / "timestamp.json"))
-            version = trust.read_root_version(timestamp.signed.unrecognized_fields)
-            root = Metadata[Root].from_file(str(folder / f"{version}.root.json"))
-            version = timestamp.signed.snapshot_meta.version
-            snapshot = Metadata[Snapshot].from_file(str(folder / f"{version}.snapshot.json"))
-            for role, md in (("root", root), ("timestamp", timestamp), ("snapshot", snapshot)):
-                root.signed.verify_delegate(role, md.signed_bytes, md.signatures)
-            found = cls(root, timestamp, snapshot, {})
-            found._load_role(folder, "targets", root.signed)
-            for role in found.auto_roles:
-                found._load_role(folder, role, found._top)
+            return cls._verified(folder, staged)
         except (OSError, RepositoryError, ContractError, KeyError, ValueError) as e:
-            raise PublishError(f"{folder}: damaged ({e}); restore it from its backup") from e
+            raise PublishError(f"{folder.path}: damaged ({e}); restore it from its backup") from e
+
+    @classmethod
+    def _verified(cls, folder: Folder, staged: Collection[str]) -> Self:
+        first = folder.read(FIRST_ROOT)
+        chain = _chain(folder, first)
+        timestamp = _parsed(TIMESTAMP, folder.read(TIMESTAMP), Timestamp)
+        lag = _lag(chain, timestamp.signed)
+        try:
+            return cls._below(chain, chain[-1].signed, folder, timestamp, first)
+        except UnsignedMetadataError:
+            if lag != 1 or not _begun(chain, staged):
+                raise
+        found = cls._below(chain, chain[-2].signed, folder, timestamp, first)
+        old, new = (md.signed.roles["targets"] for md in chain[-2:])
+        found.unfinished = ("targets",) if old != new else ()
         return found
 
-    def _load_role(self, folder: Path, name: str, delegator: Root | Targets) -> None:
-        version = self._snapshot.signed.meta[f"{name}.json"].version
-        md = Metadata[Targets].from_file(str(folder / f"{version}.{name}.json"))
+    @classmethod
+    def _below(
+        cls,
+        chain: Sequence[Metadata[Root]],
+        judge: Root,
+        folder: Folder,
+        timestamp: Metadata[Timestamp],
+        first: bytes,
+    ) -> Self:
+        """What ``timestamp`` stands for, signed as ``judge`` and targets metadata ask."""
+        judge.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
+        version = timestamp.signed.snapshot_meta.version
+        snapshot = _versioned(folder, "snapshot", version, Snapshot)
+        judge.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
+        found = cls(chain[-1], timestamp, snapshot, {}, first)
+        found._load_role(folder, "targets", judge)
+        for role in found.auto_roles:
+            found._load_role(folder, role, found._top)
+        return found
+
+    def _load_role(self, folder: Folder, name: str, delegator: Root | Targets) -> None:
+        md = _versioned(folder, name, self._snapshot.signed.meta[f"{name}.json"].version, Targets)
         delegator.verify_delegate(name, md.signed_bytes, md.signatures)
         self._targets[name] = md
 
@@ -130,6 +191,11 @@ class MetadataSet:
         if found is None or found.roles is None:
             raise PublishError("targets metadata delegates nothing: this repository was not made by skiff")
         return found.roles
+
+    @property
+    def first_root(self) -> Digest:
+        """The SHA-256 of `first_file`."""
+        return digest_of(self.first_file)
 
     @property
     def root_version(self) -> int:
@@ -184,7 +250,7 @@ class MetadataSet:
         """The files that whoever trusts the root of ``root_version`` needs."""
         roots = [f"{v}.root.json" for v in range(root_version + 1, self.root_version + 1)]
         targets = [f"{md.signed.version}.{name}.json" for name, md in self._targets.items()]
-        return [*roots, *targets, f"{self._snapshot.signed.version}.snapshot.json", "timestamp.json"]
+        return [*roots, *targets, f"{self._snapshot.signed.version}.snapshot.json", TIMESTAMP]
 
     # ── changing, before `sign` ────────────────────────────────────────────────────────────────────────
 
@@ -290,8 +356,53 @@ class MetadataSet:
                 metadata=self._snapshot,
                 needs=(self.need("snapshot"),),
             ),
-            Draft(name="timestamp.json", metadata=self._timestamp, needs=(self.need("timestamp"),)),
+            Draft(name=TIMESTAMP, metadata=self._timestamp, needs=(self.need("timestamp"),)),
         ]
+
+
+def _parsed(name: str, data: bytes, kind: type[T]) -> Metadata[T]:
+    """A file of one kind, not verified; raises `ValueError` or `RepositoryError`."""
+    md = Metadata[T].from_bytes(data)
+    if not isinstance(md.signed, kind):
+        raise ValueError(f"{name} is no {kind.type} metadata")  # noqa: TRY004 (a value of the wrong kind in a file)
+    return md
+
+
+def _versioned(folder: Folder, role: str, version: int, kind: type[T]) -> Metadata[T]:
+    name = f"{version}.{role}.json"
+    md = _parsed(name, folder.read(name), kind)
+    if md.signed.version != version:
+        raise ValueError(f"{name} holds version {md.signed.version}")
+    return md
+
+
+def _chain(folder: Folder, first: bytes) -> list[Metadata[Root]]:
+    """Every root from the first on, each signed as the one before asks and as it asks itself (TUF 1.0, section 5.3)."""
+    chain = [_parsed(FIRST_ROOT, first, Root)]
+    chain += [_versioned(folder, "root", version, Root) for version in range(2, folder.newest_root + 1)]
+    for version, md in enumerate(chain, 1):
+        for judge in chain[max(version - 2, 0) : version]:
+            try:
+                judge.signed.verify_delegate("root", md.signed_bytes, md.signatures)
+            except RepositoryError as e:
+                raise ValueError(
+                    f"{version}.root.json is not signed as {judge.signed.version}.root.json asks: {e}"
+                ) from e
+    return chain
+
+
+def _lag(chain: Sequence[Metadata[Root]], timestamp: Timestamp) -> int:
+    """How many roots there are after the one that the timestamp was signed under."""
+    named = trust.read_root_version(timestamp.unrecognized_fields)
+    if named > len(chain):
+        raise ValueError(f"{named}.root.json, which {TIMESTAMP} names, is missing")
+    return len(chain) - named
+
+
+def _begun(chain: Sequence[Metadata[Root]], staged: Collection[str]) -> bool:
+    """Whether the newest root names new keys, and all of these are ``staged``: the change is this publisher's own."""
+    new = set(chain[-1].signed.keys) - set(chain[-2].signed.keys)
+    return bool(new) and new <= set(staged)
 
 
 def _stamp(now: datetime, root: Root) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The publisher: which models exist, who vouches for them, and which are revoked. A TUF repository on disk.
 
 ``keys/`` holds the private keys (`trainer.keyring`), ``metadata/`` the signed metadata, ``targets/`` the models. Every
-file is written temp, fsync, rename, and ``timestamp.json`` last: it names the snapshot and the root that count, so a
-crash leaves the state before. Two processes may publish at once: a lock file orders them.
+file is written temp, fsync, rename, and ``timestamp.json`` last: it names the snapshot and the root that count. What a
+crash interrupts is finished by whoever opens it next (`trainer.store`). Two processes may publish at once: a lock file
+orders them.
 
 A model is a target ``models/{model}/{digest}.onnx``, signed by both targets keys, or ``auto/{model}/{digest}.onnx``,
 signed by the builder key alone where `Repository.enable_auto` allowed that for its family. Releases (who runs what) are
@@ -15,7 +16,6 @@ Devices get the metadata over MQTT as one bundle, or file by file from a web ser
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -23,47 +23,20 @@ from typing import Final, Self
 from securesystemslib.signer import CryptoSigner
 
 from converters.gate import MAX_ARTIFACT_BYTES, check_bytes
-from edge_runtime.contract import bundle, codec, topics, trust
-from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract import topics, trust
 from edge_runtime.contract.ids import Digest, ModelName, digest_of
 from edge_runtime.contract.manifest import manifest_digest
 from edge_runtime.contract.messages import TrustBundle
-from trainer import files
-from trainer.change import Change, RoleState, Written
-from trainer.keyring import KEYS, MAX_KEYS, SHARED, Keyring, PublishError, names_of, new_key
+from trainer import files, outgoing
+from trainer.change import Change, RoleState
+from trainer.keyring import KEYS, MAX_KEYS, SHARED, PublishError, names_of, new_key
 from trainer.metadata import MetadataSet
+from trainer.outgoing import Collected, Outgoing, Published
+from trainer.store import Plan, Store
 
 __all__ = ["PublishError", "Published", "Repository"]
 
 ROLES: Final = ("auto", "targets")
-
-Outgoing = tuple[str, bytes, topics.Delivery]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A model in the repository; ``length`` in bytes, ``role`` who vouches for it: ``targets`` or ``auto``.
-
-    A broker gets it in chunks of ``chunk_bytes``, unless it is too large for one.
-    """
-
-    model: ModelName
-    version: str
-    digest: Digest
-    path: str
-    length: int
-    role: str
-    chunk_bytes: int
-
-    @property
-    def on_brokers(self) -> bool:
-        """Whether it travels over MQTT; if not, devices need the address of a web server."""
-        return self.length <= topics.MAX_BLOB_BYTES
-
-    @property
-    def chunks(self) -> int:
-        """How many messages it is on a broker."""
-        return topics.chunk_count(self.length, self.chunk_bytes) if self.on_brokers else 0
 
 
 def _utc_now() -> datetime:
@@ -81,28 +54,27 @@ class Repository:
     ) -> None:
         self._root = Path(root)
         self._metadata = self._root / "metadata"
-        self._keys = Keyring(self._root / "keys")
         self._clock = clock
-        if not (self._metadata / "timestamp.json").exists():
-            raise PublishError(f"{self._root}: no repository here; make one with Repository.create")
-        if look:
-            return
-        with self._changing() as metadata:  # a crash may have left new keys beside the old ones
-            for role in KEYS:
-                self._keys.settle(role, metadata.keyids(role))
+        self._store = Store(self._root, clock, look=look)
+        self._keys = self._store.keys
+        self._load()
 
     @classmethod
     def create(cls, root: Path | str, *, clock: Callable[[], datetime] = _utc_now) -> Self:
-        """Opens the repository at ``root``, made with new keys if there is none yet."""
-        root = Path(root)
-        (root / "metadata").mkdir(parents=True, exist_ok=True)
-        with files.locked(root / ".lock"):
-            if not (root / "metadata" / "timestamp.json").exists():
-                keys = Keyring(root / "keys")
-                keys.create()
-                for name, data in MetadataSet.first(keys, clock()).items():
-                    files.write(root / "metadata" / name, data)
+        """Opens the repository at ``root``, made with new keys if there is nothing yet.
+
+        Raises `PublishError` where only a part of one is: devices would not follow another in its place.
+        """
+        Store.create(Path(root), clock)
         return cls(root, clock=clock)
+
+    @classmethod
+    def anchor(cls, root: Path | str, first_root: Digest) -> tuple[str, ...]:
+        """Has the keys in ``root`` say that they belong to ``first_root``; returns the files that did not.
+
+        For keys from before they did: compare the digest with what a device has as its root. Raises `PublishError`.
+        """
+        return Store(Path(root), _utc_now).anchor(first_root)
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,6 +82,10 @@ class Repository:
     def pinned_root(self) -> Path:
         """What devices are provisioned with: the first root."""
         return self._metadata / "1.root.json"
+
+    def first_root(self) -> bytes:
+        """The first root, for a new device; raises `PublishError` unless a key here says that it is genuine."""
+        return self._store.first_root()
 
     @property
     def director_key(self) -> Path:
@@ -156,59 +132,70 @@ class Repository:
 
     def published(self) -> tuple[Published, ...]:
         """Every model a device would install, in order of path."""
-        metadata = self._load()
-        paths = [(path, role) for role in metadata.roles for path in metadata.targets(role)]
-        found = [_published(metadata, role, path) for path, role in sorted(paths)]
-        return tuple(p for p in found if p.digest not in metadata.revoked)
+        return outgoing.published(self._load())
+
+    def wanted(self, digests: Iterable[Digest]) -> tuple[Published, ...]:
+        """These models; raises `PublishError` when one is not published."""
+        return self._wanted(self._load(), digests)
 
     def bundle(self, root_version: int = 1) -> TrustBundle:
         """All metadata for devices whose trusted root is ``root_version``: every newer root, and the rest."""
-        metadata = self._load()
-        if not 1 <= root_version <= metadata.root_version:
-            raise PublishError(f"root version {root_version} is outside [1, {metadata.root_version}]")
-        names = sorted(metadata.file_names(root_version))
-        return TrustBundle(
-            root_version=root_version,
-            files=tuple((name, (self._metadata / name).read_bytes()) for name in names),
-        )
+        return self._collect().bundle(root_version)
 
-    def outgoing(self, names: topics.Topics, digests: Iterable[Digest]) -> Iterator[Outgoing]:
+    def chunks(self, names: topics.Topics, models: Iterable[Published]) -> Iterator[Outgoing]:
+        """The chunks of ``models``; raises `PublishError` when a file is damaged."""
+        for model in models:
+            yield from outgoing.chunks(self._root / "targets", names, model)
+
+    def outgoing(
+        self, names: topics.Topics, digests: Iterable[Digest], *, sent: Iterable[Published] = ()
+    ) -> Iterator[Outgoing]:
         """What to publish: the chunks of ``digests``, then the metadata for every version of the root, in both forms.
 
-        In this order, whoever learns of a model finds its chunks. One that is too large for a broker has none. Raises
-        `PublishError` when a digest is not published or its file is damaged.
+        In this order, whoever learns of a model finds its chunks; those of ``sent`` are there already, unless another
+        size was signed since. All is of one moment. Raises `PublishError` when a digest is not published or its file
+        is damaged.
         """
-        by_digest = {p.digest: p for p in self.published()}
-        for digest in digests:
-            if digest not in by_digest:
-                raise PublishError(f"{self._root}: {digest} is not published, or was revoked")
-            published = by_digest[digest]
-            path = self._root / "targets" / published.path
-            data = path.read_bytes()
-            if digest_of(data) != digest:
-                raise PublishError(f"{path}: damaged; put the artifact's file back there")
-            size = published.chunk_bytes
-            for index in range(published.chunks):
-                start = index * size
-                yield names.chunk(digest, index), data[start : start + size], topics.BLOB
-        for version in range(1, self.root_version + 1):
-            found = self.bundle(version)
-            yield names.packed_trust(version), bundle.pack(found), topics.TRUST
-            yield names.trust(version), codec.encode(found), topics.TRUST
+        collected = self._collect()
+        there = {(model.digest, model.chunk_bytes) for model in sent}
+        for model in self._wanted(collected.metadata, digests):
+            if (model.digest, model.chunk_bytes) not in there:
+                yield from self.chunks(names, [model])
+        yield from collected.messages(names)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Waits until no other publisher sends metadata, and holds off the next.
+
+        What is collected and sent inside is never overtaken by older metadata: whoever comes later collects later. A
+        lock of its own, so that a slow broker keeps nobody from signing.
+        """
+        with files.locked(self._root / ".sending"):
+            yield
 
     def withdrawn(self, names: topics.Topics, published: Published) -> Iterator[Outgoing]:
         """What to publish so that the broker forgets the chunks of a model that no release names any more."""
-        for index in range(published.chunks):
-            yield names.chunk(published.digest, index), b"", topics.BLOB
+        return outgoing.withdrawn(names, published)
+
+    def _wanted(self, metadata: MetadataSet, digests: Iterable[Digest]) -> tuple[Published, ...]:
+        known = {model.digest: model for model in outgoing.published(metadata)}
+        wanted = tuple(digests)
+        for digest in wanted:
+            if digest not in known:
+                raise PublishError(f"{self._root}: {digest} is not published, or was revoked")
+        return tuple(known[digest] for digest in wanted)
+
+    def _collect(self) -> Collected:
+        with self._changing() as metadata:
+            return Collected.read(self._metadata, metadata.file_names(1))
 
     # ── changing ───────────────────────────────────────────────────────────────────────────────────────
 
-    def add(
-        self, artifact: Path | str, *, role: str = "auto", chunk_bytes: int = topics.CHUNK_BYTES
-    ) -> Published:
-        """Publishes an artifact that passes the static gate; adding it again changes nothing.
+    def add(self, artifact: Path | str, *, role: str = "auto", chunk_bytes: int | None = None) -> Published:
+        """Publishes an artifact that passes the static gate; adding it again changes nothing but its chunks' size.
 
-        Signed with it are its manifest's digest, its budgets, and the size of its chunks on a broker. ``auto`` needs
+        Signed with it are its manifest's digest, its budgets, and the size of its chunks on a broker: None for what was
+        signed before, or else `topics.CHUNK_BYTES`; publish a changed one to the broker again. ``auto`` needs
         the builder, snapshot and timestamp keys, and `enable_auto` before; ``targets`` needs both targets keys. Raises
         `PublishError`, or `ArtifactError` from the gate.
         """
@@ -221,7 +208,7 @@ class Repository:
             raise PublishError(f"{path}: cannot be read ({e.strerror})") from e
         if length > MAX_ARTIFACT_BYTES:
             raise PublishError(f"{path}: {length} bytes; models have {MAX_ARTIFACT_BYTES} at most")
-        if not topics.MIN_CHUNK_BYTES <= chunk_bytes <= topics.MAX_CHUNK_BYTES:
+        if chunk_bytes is not None and not topics.MIN_CHUNK_BYTES <= chunk_bytes <= topics.MAX_CHUNK_BYTES:
             raise PublishError(
                 f"chunks of {chunk_bytes} bytes are outside [{topics.MIN_CHUNK_BYTES}, {topics.MAX_CHUNK_BYTES}]"
             )
@@ -234,30 +221,49 @@ class Repository:
             signer = "targets" if role == "targets" else trust.auto_role(manifest.name)
             if signer not in metadata.roles:
                 raise PublishError(
-                    f"models of {manifest.name!r} may not be published with the builder key alone: allow it once with "
-                    "enable_auto, which needs both targets keys, or publish with role='targets'"
+                    f"models of {manifest.name!r} may not be published with the builder key alone: allow it once, "
+                    f"with both targets keys: skiff pki init {self._root} --auto {manifest.name}; or publish with the "
+                    "role 'targets'"
                 )
             path_of = trust.approved_path if role == "targets" else trust.auto_path
             target = path_of(manifest.name, digest)
-            if target not in metadata.targets(signer):
+            size = self._chunk_size(metadata, target, digest, chunk_bytes)
+            if (
+                target not in metadata.targets(signer)
+                or Published.read(metadata, signer, target).chunk_bytes != size
+            ):
                 created = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
                 custom = {
                     "model": manifest.name,
                     "version": manifest.version,
                     "created": created,
-                    **trust.describe(manifest_digest(data), manifest.budgets, chunk_bytes),
+                    **trust.describe(manifest_digest(data), manifest.budgets, size),
                 }
                 metadata.add_target(signer, target, data, custom)
                 files.write(self._root / "targets" / target, data)
-                self._commit(metadata, [signer], purpose=f"publishing {path.name} with role={role!r}")
-            return _published(metadata, signer, target)
+                purpose = f"publishing {path.name} with role={role!r}"
+                self._commit(metadata, [signer], purpose=purpose, grows=True)
+            return Published.read(metadata, signer, target)
+
+    @staticmethod
+    def _chunk_size(metadata: MetadataSet, target: str, digest: Digest, asked: int | None) -> int:
+        """The size of the chunks of ``target``: what was asked for, or else what devices go by already."""
+        known = [model for model in outgoing.published(metadata) if model.digest == digest]
+        size = asked or (known[-1].chunk_bytes if known else topics.CHUNK_BYTES)
+        if known and known[-1].path > target and known[-1].chunk_bytes != size:
+            raise PublishError(
+                f"{digest}: the targets keys signed it with chunks of {known[-1].chunk_bytes} bytes, and devices go by "
+                "that: publish it with the role targets to change it"
+            )
+        return size
 
     def enable_auto(self, model: ModelName) -> None:
         """Lets the builder key alone publish models of this family. Needs both targets keys."""
         with self._changing() as metadata:
             if trust.auto_role(model) not in metadata.auto_roles:
                 role = metadata.delegate(model, self._keys.every("builder")[0].public_key)
-                self._commit(metadata, ["targets", role], purpose=f"allowing automatic models of {model}")
+                purpose = f"allowing automatic models of {model}"
+                self._commit(metadata, ["targets", role], purpose=purpose, grows=True)
 
     def disable_auto(self, model: ModelName) -> None:
         """Takes `enable_auto` back: devices stop accepting what the builder vouched for. Needs both targets keys."""
@@ -276,11 +282,18 @@ class Repository:
             metadata.revoke(digests)
             return self._commit(metadata, ["targets"], purpose="revoking a model", dry_run=dry_run)
 
-    def retire(self, *digests: Digest) -> None:
-        """Forgets models that no device needs any more, to keep the metadata small. They may be added again."""
+    def retire(self, *digests: Digest, dry_run: bool = False) -> Change:
+        """Forgets models that no device needs any more, to keep the metadata small. They may be added again.
+
+        Needs both targets keys for those that they signed, the builder key for others. Nobody installs them from here
+        on; their files stay, and a device that runs one goes on. What was revoked stays revoked.
+        """
+        purpose = "retiring a model"
         with self._changing() as metadata:
-            if changed := metadata.forget(digests):
-                self._commit(metadata, changed, purpose="retiring a model")
+            changed = metadata.forget(digests)
+            if not changed:
+                return Change(purpose=purpose)
+            return self._commit(metadata, changed, purpose=purpose, dry_run=dry_run)
 
     def refresh(self, *, dry_run: bool = False) -> Change:
         """Signs snapshot and timestamp for another seven days. Needs their keys only."""
@@ -357,11 +370,12 @@ class Repository:
 
     @contextmanager
     def _changing(self) -> Iterator[MetadataSet]:
-        with files.locked(self._root / ".lock"):
-            yield self._load()
+        with self._store.opened() as metadata:
+            yield metadata
 
     def _load(self) -> MetadataSet:
-        return MetadataSet.load(self._metadata)
+        with self._store.opened() as metadata:
+            return metadata
 
     def _commit(
         self,
@@ -371,68 +385,10 @@ class Repository:
         purpose: str,
         fresh: tuple[str, Mapping[str, CryptoSigner]] = ("", {}),
         removed: tuple[str, ...] = (),
+        grows: bool = False,
         dry_run: bool = False,
     ) -> Change:
-        """Signs and writes, after making sure that devices that trust the first root only can still be told.
-
-        ``fresh`` are a role and new keys for it; ``dry_run`` only says what would be done.
-        """
+        """Signs and writes ``changed`` targets roles and what goes with them; ``fresh`` are a role and its new keys."""
+        plan = Plan(purpose=purpose, role=fresh[0], fresh=fresh[1], removed=removed, grows=grows)
         drafts = metadata.drafts(changed, self._clock())
-        role, keys = fresh
-        change = Change(
-            purpose=purpose,
-            metadata=tuple(
-                Written(
-                    name=draft.name,
-                    version=draft.metadata.signed.version,
-                    expires=draft.metadata.signed.expires,
-                    signers=tuple(self._keys.at_hand(need, keys) for need in draft.needs),
-                )
-                for draft in drafts
-            ),
-            new_keys=tuple(self._keys.path(name).name for name in keys),
-            removed_keys=tuple(self._keys.path(name).name for name in removed),
-        )
-        if dry_run:
-            return change
-        signed = {}
-        for draft in drafts:
-            groups = [self._keys.signers(need, purpose=purpose, fresh=keys) for need in draft.needs]
-            signed[draft.name] = draft.signed(
-                {s.public_key.keyid: s for group in groups for s in group}.values()
-            )
-        self._check_size(metadata, signed)
-        self._keys.stage(keys)
-        for name, data in signed.items():
-            files.write(self._metadata / name, data)
-        if keys:
-            self._keys.settle(role, [signer.public_key.keyid for signer in keys.values()])
-        self._keys.drop(removed)
-        return change
-
-    def _check_size(self, metadata: MetadataSet, fresh: Mapping[str, bytes]) -> None:
-        """Raises `PublishError` when a device that trusts the first root only could not be told ``fresh`` any more."""
-        kept = [name for name in metadata.file_names(1) if name not in fresh]
-        bundle = {name: (self._metadata / name).read_bytes() for name in kept} | dict(fresh)
-        try:
-            codec.encode(TrustBundle(root_version=1, files=tuple(bundle.items())))
-        except ContractError as e:
-            count = sum(len(metadata.targets(role)) for role in metadata.roles)
-            raise PublishError(
-                f"{self._root}: the metadata of {count} models does not fit into one message ({e}): retire models "
-                "that no device needs any more"
-            ) from e
-
-
-def _published(metadata: MetadataSet, role: str, path: str) -> Published:
-    target = metadata.targets(role)[path]
-    digest = Digest(target.hashes["sha256"])
-    return Published(
-        model=ModelName(target.custom["model"]),
-        version=target.custom["version"],
-        digest=digest,
-        path=path,
-        length=target.length,
-        role="targets" if role == "targets" else "auto",
-        chunk_bytes=trust.read_target(digest, path, target.length, target.custom).chunk_bytes,
-    )
+        return self._store.commit(metadata, drafts, plan, dry_run=dry_run)

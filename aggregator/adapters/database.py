@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.stores import StoreError
+from aggregator.stores import StoreError, Unstorable
 from edge_runtime.contract.errors import ConfigError
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
@@ -70,9 +70,11 @@ class File:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Lets SQLite's errors out as `StoreError`."""
+        """Lets SQLite's errors out as `StoreError`, and those that trying again cannot mend as `Unstorable`."""
         try:
             yield
+        except (OverflowError, sqlite3.DataError, sqlite3.IntegrityError) as e:
+            raise Unstorable(f"{self._path}: {e}") from e
         except sqlite3.Error as e:
             raise StoreError(f"{self._path}: {e}") from e
 

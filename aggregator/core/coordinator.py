@@ -8,9 +8,11 @@ to be published. So a revision is durable before any device can see it, and a re
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from aggregator.config import RolloutConfig, read_gates, read_shadow, read_stages, read_trial
 from aggregator.core import gates, rollout
+from aggregator.core.exposure import Exposure
 from aggregator.core.gates import Evidence
 from aggregator.records import DEFAULT_COHORT, AuditEntry, DeviceRecord, Request, Rollout, Track
 from edge_runtime.contract import ids
@@ -40,12 +42,14 @@ class StatusSeen:
 @dataclass(frozen=True, slots=True)
 class RequestSeen:
     """An order from the ledger. ``artifact`` is the model family of the digest it names, None when that is
-    unknown here; ``published`` whether the publisher vouches for it, None where nobody can say.
+    unknown here; ``published`` whether the publisher vouches for it, None where nobody can say; ``namesake`` the
+    rollout of the name that it asks for (`name_of`), None when there never was one.
     """
 
     request: Request
     artifact: ModelName | None = None
     published: bool | None = None
+    namesake: Rollout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Coordinator:
         self._revisions = dict(revisions or {})
         self._devices: dict[DeviceId, DeviceRecord] = {record.device: record for record in devices}
         self._can_sign = can_sign
+        self._exposures: dict[tuple[CohortId, ModelName], Exposure] = {}
 
     @property
     def tracks(self) -> tuple[Track, ...]:
@@ -158,9 +163,7 @@ class Coordinator:
             case StatusSeen():
                 before = self._devices.get(event.record.device)
                 self._devices[event.record.device] = event.record
-                return self._over_active(
-                    lambda r, now: self._status_seen(r, before, event.record, now), now_ns
-                )
+                return self._over_active(partial(self._status_seen, before, event.record), now_ns)
             case RequestSeen():
                 return self._request(event, now_ns)
             case Tick():
@@ -179,17 +182,15 @@ class Coordinator:
     # ── what devices and time bring ────────────────────────────────────────────────────────────────────
 
     def _status_seen(
-        self, r: Rollout, before: DeviceRecord | None, record: DeviceRecord, now_ns: int
+        self, before: DeviceRecord | None, record: DeviceRecord, r: Rollout, now_ns: int
     ) -> list[Action]:
-        """Looks at the whole cohort only for what can't wait for the next tick: a status must not cost a fleet."""
-        came = (
-            before is None
-            or not before.online
-            or before.cohort != record.cohort
-            or before.report(r.model) is None
-        )
-        urgent = (came or gates.failure(record, r)) and rollout.members(r, [record])
-        return self._status_changed(r, now_ns) if urgent or r.state == rollout.DRAFT else []
+        """Looks at the whole fleet only when that changes anything: a status must not cost a fleet."""
+        kept = self._exposures.get((r.cohort, r.model))
+        if kept is not None and kept.stands_for(r):
+            kept.saw(before, record)
+        else:
+            kept = self._exposures[r.cohort, r.model] = Exposure(r, self._devices.values())
+        return self._status_changed(r, now_ns) if kept.calls(r) else []
 
     def _status_changed(self, r: Rollout, now_ns: int) -> list[Action]:
         known = self._devices.values()
@@ -295,12 +296,21 @@ class Coordinator:
             )
         if candidate == incumbent:
             raise ContractError(f"{candidate} is what cohort {cohort} runs already")
-        if track.rollout is not None and track.rollout.rollout == wished.rollout:
-            raise ContractError(f"rollout name {name} was used before: choose another")
+        self._refuse_namesake(wished, event.namesake)
         actions: list[Action] = [Answer(request.number, accepted=True, reason=wished.rollout)]
         actions += self._keep(wished)
         actions.append(self._audit(wished, request.by, "start", request.why, now_ns))
         return actions + self._begin(wished, now_ns)
+
+    def _refuse_namesake(self, wished: Rollout, namesake: Rollout | None) -> None:
+        """Devices, evidence and the ledger know a rollout by its name alone."""
+        known = (track.rollout for track in self._tracks.values())
+        for r in (*known, namesake):
+            if r is not None and r.rollout == wished.rollout:
+                raise ContractError(
+                    f"rollout name {r.rollout} was used before, for {r.model} in cohort {r.cohort} ({r.state}): choose "
+                    "another, or leave the name out"
+                )
 
     def _order(self, request: Request, now_ns: int) -> list[Action]:
         if request.kind not in ORDERS:
@@ -373,3 +383,11 @@ def candidate_of(request: Request) -> Digest | None:
         return ids.digest(read_request(request).text("candidate", "")) if request.kind == START else None
     except ContractError:
         return None
+
+
+def name_of(request: Request) -> str:
+    """The name a request to start a rollout asks for, empty when it asks for none."""
+    try:
+        return read_request(request).text("name", "") if request.kind == START else ""
+    except ContractError:
+        return ""

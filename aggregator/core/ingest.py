@@ -18,6 +18,7 @@ from aggregator.records import Arrival, DeadLetter
 from edge_runtime.contract.codec import decode, decode_all
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import DeviceId, Digest, SessionId, SourceId
+from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.manifest import ArtifactInfo
 from edge_runtime.contract.messages import Ack, Event, Labels, Message, Status, Window
 from edge_runtime.contract.profile import FIXED_POINT, Profile, fit
@@ -25,6 +26,12 @@ from edge_runtime.contract.topics import Topics
 
 MAX_WINDOW_COUNT: Final = 1 << 32
 """No honest window counts more rows; beyond it sums of a few windows would pass 64 bits."""
+MAX_TIME_NS: Final = 9_223_372_036 * 10**9
+"""No clock shows a later time, however wrong it is: Linux counts no further (``KTIME_SEC_MAX``), but 63 bits do."""
+MAX_DURATION_NS: Final = 1 << 58
+"""Nine years: predictions of one model come one after another, so all of a record's together took no longer."""
+MAX_WAITS: Final = 4 * MAX_WINDOW_COUNT
+"""A row waits in the feed and for the model, also one that fails then, and is counted when its answer is there."""
 _KNOWN: Final = 8192
 
 
@@ -97,8 +104,7 @@ def _read(
         if isinstance(message, ContractError):
             raise message
         cause = "counts"
-        if isinstance(message, Window):
-            _check_counts(message)
+        check_believable(message)
     except ContractError as e:
         return DeadLetter(topic, payload, str(e), cause)
     match message:
@@ -170,6 +176,39 @@ def _contradiction(labels: Labels, info: ArtifactInfo | None) -> str:
     return ""
 
 
+def check_believable(message: Message) -> None:
+    """Raises `ContractError` where a number or a time is one that no honest sender has: so sums stay in 63 bits."""
+    match message:
+        case Window():
+            _check_times("window", start=message.start_ns, end=message.end_ns)
+            _check_counts(message)
+        case Event():
+            _check_times("event", wall=message.wall_ns)
+        case Labels():
+            _check_times("labels", start=message.start_ns, end=message.end_ns)
+        case _:
+            pass
+
+
+def _check_times(what: str, **times_ns: int) -> None:
+    for name, at_ns in times_ns.items():
+        if at_ns > MAX_TIME_NS:
+            raise ContractError(f"{what}.{name}: {at_ns} ns is later than any clock shows ({MAX_TIME_NS})")
+
+
+def _check_durations(name: str, h: LatencyHistogram, most: int) -> None:
+    """Bounds of a histogram of at most ``most`` durations, which hold for merged ones, too."""
+    count = h.count
+    if count > most:
+        raise ContractError(f"window.{name}: counts {count} durations where there can be {most}")
+    if h.max_ns > MAX_DURATION_NS:
+        raise ContractError(
+            f"window.{name}: {h.max_ns} ns is more than the {MAX_DURATION_NS} a record can take"
+        )
+    if h.sum_ns > count * h.max_ns:
+        raise ContractError(f"window.{name}: {count} durations of at most {h.max_ns} ns sum to {h.sum_ns}")
+
+
 def _check_counts(w: Window) -> None:
     """Bounds that hold for every honest window under any layout, so that sums stay exact in 64 bits."""
     profile = w.profile
@@ -191,6 +230,13 @@ def _check_counts(w: Window) -> None:
         raise ContractError(
             f"window.profile: probabilities of {profile.rows} rows sum to more than {profile.rows}"
         )
+    # One duration for each call that was answered; it may have been of many rows.
+    _check_durations("latency", w.latency, profile.rows + w.failed + refused)
+    if w.latency.sum_ns > MAX_DURATION_NS:
+        raise ContractError(
+            f"window.latency: {w.latency.sum_ns} ns is more than the {MAX_DURATION_NS} a record can take"
+        )
+    _check_durations("queueing", w.queueing, MAX_WAITS)
 
 
 def check_profile(profile: Profile, info: ArtifactInfo) -> None:

@@ -183,6 +183,8 @@ def test_a_windows_store_of_any_version_counts_what_it_counted(kept, store):
         assert without_bytes(counted(windows)) == without_bytes(once([*WINDOWS, UNJUDGED]))
         assert windows.figures().windows == len(WINDOWS) + 1
         assert windows.figures().unjudged == 1
+        assert windows.figures().events == len(windows.events()) == 1
+        assert windows.periods(LABELS[0].source) == ((10 * SECOND,) if named(kept)[1] >= 4 else ())
         assert [letter["reason"] for letter in windows.dead_letters()] == ["why"]
         assert put(windows, *WINDOWS, UNJUDGED).duplicates == len(WINDOWS) + 1
         newest = max(n for _, _, n in windows.streams())

@@ -348,6 +348,18 @@ def test_a_rollout_goes_from_order_to_completion_over_the_wire(site):
     assert audit == ["refused start_rollout", "start", "begin", "advance", "finish"]
 
 
+def test_a_name_of_a_rollout_that_only_the_ledger_remembers_is_refused(site):
+    with site.running():
+        for name in ("spring", "summer"):
+            assert site.order("start_rollout", candidate=site.digest, cohort="left", name=name) == (
+                "accepted",
+                name,
+            )
+            assert site.order("halt", cohort="left")[0] == "accepted"
+        state, why = site.order("start_rollout", candidate=site.digest, cohort="right", name="spring")
+        assert (state, "was used before, for tiny in cohort left (halted)" in why) == ("refused", True)
+
+
 def test_a_refusing_canary_halts_the_rollout_over_the_wire(site):
     with site.running():
         devices = [site.device(f"dev-{i}", obeys=False) for i in range(3)]

@@ -239,6 +239,7 @@ def test_a_truncated_artifact_is_refused_by_inspect_and_publish_in_one_line(arti
     aggregator = tmp_path / "aggregator.toml"
     aggregator.write_text(f'fleet = "{FLEET}"\n', encoding="utf-8")
     repository = tmp_path / "repository"
+    assert CliRunner().invoke(app, ["pki", "init", str(repository)]).exit_code == 0
     for command in (
         ("inspect", str(cut)),
         ("publish", str(cut), "--repository", str(repository), "--aggregator", str(aggregator)),

@@ -5,7 +5,7 @@ opens the store there again and again. The stores keep `LETTERS` dead letters.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aggregator.records import Arrival, DeadLetter, DeviceTotals, Selection
-from aggregator.stores import CutDay, StoreError, WindowStore
+from aggregator.stores import NEWEST, CutDay, StoreError, Unstorable, WindowStore
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.contract.ids import DeviceId, ModelName, SourceId
+from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SourceId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Event, Labels, Window
 from edge_runtime.contract.profile import empty_profile, merge_all
@@ -79,13 +79,10 @@ def once(arrivals):
         n, c = w.labelled, w.correct
         refused = sum(k for _, k in w.refused)
         t += (w.windows, w.profile.rows, w.failed, refused, n, c, len(encode(w)), n * n, c * n, c * c)
-    latency = LatencyHistogram()
-    for w in arrivals:
-        latency = latency.merge(w.latency)
     return (
         {key: t.tolist() for key, t in found.items()},
         merge_all(SPEC, [w.profile for w in arrivals], probabilities=True),
-        latency,
+        merge_latencies(w.latency for w in arrivals),
     )
 
 
@@ -98,6 +95,107 @@ def counted(store):
 
     totals = {(t.device, t.digest): numbers(t) for t in store.totals(Selection())}
     return totals, merged(store), store.latency(Selection())
+
+
+@dataclass
+class Kept:
+    """A window as a store has it."""
+
+    window: Window
+    number: int
+    at: int
+    is_rejected: bool
+    rolled_up: bool = False
+
+    @property
+    def rows(self):
+        return self.window.profile.rows
+
+
+SENDINGS: Final = st.lists(
+    st.tuples(
+        st.sampled_from(("dev-1", "dev-2", "dev-3")), st.sampled_from("abc"), st.integers(0, 8), st.booleans()
+    ),
+    min_size=6,
+    max_size=14,
+)
+"""(device, artifact, third of a day of receipt, whether it is odd), in the order in which they are put."""
+MOMENTS: Final = st.integers(0, 8).map(lambda k: NOW + k * DAY // 3)
+SELECTIONS: Final = st.builds(
+    Selection,
+    model=st.sampled_from((None, None, None, window().model, OTHER)),
+    digest=st.sampled_from((None, None, A, B, C)),
+    devices=st.none() | st.lists(st.sampled_from(("dev-1", "dev-2", "unheard-of")).map(DeviceId)).map(tuple),
+    since_ns=st.just(0) | MOMENTS | MOMENTS.map(lambda at: at + 1),
+    until_ns=st.just(NEWEST) | MOMENTS,
+    after=st.sampled_from((0, 0, 0, 0, 0, 1, 5, 20)),
+    last=st.sampled_from((0, 0, 0, 1, 2, 5, 20)),
+    leave_out_cut_days=st.just(True),
+)
+
+
+def selected(kept, s):
+    """The windows that answer, by their numbers: one by one, or whole days of them where they are rolled up."""
+
+    def fits(one):
+        w = one.window
+        return (
+            not one.is_rejected
+            and s.model in (None, w.model)
+            and s.digest in (None, w.digest)
+            and (s.devices is None or w.device in s.devices)
+        )
+
+    def is_inside(one):
+        return s.since_ns <= one.at < s.until_ns
+
+    found = [
+        one for one in kept if fits(one) and is_inside(one) and not one.rolled_up and one.number > s.after
+    ]
+    if s.last or s.after:
+        return found[-s.last :]
+    days: dict[tuple[object, ...], list[Kept]] = {}
+    for one in filter(fits, kept):
+        if one.rolled_up:
+            w = one.window
+            days.setdefault((w.device, w.digest, w.model, w.profile.layout, one.at // DAY), []).append(one)
+    whole = [one for day in days.values() if all(map(is_inside, day)) for one in day]
+    return sorted([*found, *whole], key=lambda one: one.number)
+
+
+def totals_of(chosen):
+    """What `WindowStore.totals` says of ``chosen``, counted one by one."""
+    streams: dict[tuple[DeviceId, Digest], list[Kept]] = {}
+    for one in chosen:
+        streams.setdefault((one.window.device, one.window.digest), []).append(one)
+    return tuple(
+        DeviceTotals(
+            device=device,
+            digest=digest,
+            windows=len(those),
+            rows=sum(one.rows for one in those),
+            failed=sum(one.window.failed for one in those),
+            refused=sum(n for one in those for _, n in one.window.refused),
+            labelled=sum(one.window.labelled for one in those),
+            correct=sum(one.window.correct for one in those),
+            wire_bytes=sum(len(encode(one.window)) for one in those),
+            rss_bytes=those[-1].window.health.rss_bytes,
+            peak_rss_bytes=max(one.window.health.peak_rss_bytes for one in those),
+            first_ns=min(one.at for one in those),
+            last_ns=max(one.at for one in those),
+            labelled_squares=float(sum(one.window.labelled**2 for one in those)),
+            products=float(sum(one.window.labelled * one.window.correct for one in those)),
+            correct_squares=float(sum(one.window.correct**2 for one in those)),
+        )
+        for (device, digest), those in sorted(streams.items())
+    )
+
+
+def merge_latencies(found):
+    latency = LatencyHistogram()
+    for one in found:
+        latency = latency.merge(one)
+    return latency
 
 
 def session_of(device, session):
@@ -318,7 +416,7 @@ class WindowKit:
 
     def test_a_batch_is_stored_whole_or_not_at_all(self, store):
         beyond = window(seq=2, labelled=1 << 70)
-        with pytest.raises((StoreError, OverflowError)):
+        with pytest.raises(Unstorable):
             store.append(
                 [Arrival(window=w, payload=b"", judged=True) for w in (window(), beyond)], [], [], NOW
             )
@@ -396,6 +494,62 @@ class WindowKit:
         assert later > newest
         assert store.pending(A, {DeviceId("dev-1"): newest})[DeviceId("dev-1")][0] == 20
         assert store.block(A, DeviceId("dev-1"), newest, rows=1, seconds=0).reading.profile.rows == 20
+
+    def test_the_highest_numbers_ever_stay_when_everything_was_rolled_up(self, store):
+        assert store.numbered() == (0, 0)
+        put(store, window(seq=1), window(seq=2))
+        store.append([], [], [], NOW, labels=[labels(seq=seq) for seq in (1, 2, 3)])
+        ((_, _, newest),) = store.streams()
+        (*_, last) = store.late(A, {})
+        assert store.numbered() == (newest, last.number)
+        prune(store, NOW + 1)
+        assert store.numbered() == (newest, last.number)
+
+    def test_windows_are_selected_by_number_as_far_as_they_are_kept_one_by_one(self, store):
+        put(store, *(window(seq=seq) for seq in range(1, 5)))
+        (_, second, third, _) = (r.number for r in store.receipts(A))
+        assert [w.seq for w in store.windows(Selection(after=second))] == [3, 4]
+        assert [w.seq for w in store.windows(Selection(after=third, last=2))] == [4]
+        assert merged(store, after=second).rows == 40
+        assert store.totals(Selection(after=store.numbered()[0])) == ()
+        prune(store, NOW + 1)
+        assert store.totals(Selection(after=1)) == ()
+
+    # ``places`` makes each example a store of its own.
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+    @given(SENDINGS, st.sampled_from((0, 0, 2, 4, 6)), st.lists(SELECTIONS, min_size=4, max_size=10))
+    def test_any_selection_answers_what_counting_the_windows_does(self, places, sent, pruned, selections):
+        store = places()()
+        try:
+            kept = [self._sent(store, seq, *one) for seq, one in enumerate(sent, 1)]
+            while any(store.settle(B, lambda profile: profile.check(SPEC))):
+                pass
+            prune(store, NOW + pruned * DAY // 3)
+            for one in kept:
+                one.rolled_up = one.at < NOW + pruned * DAY // 3
+            for selection in selections:
+                chosen = selected(kept, selection)
+                assert store.totals(selection) == totals_of(chosen)
+                assert store.latency(selection) == merge_latencies(one.window.latency for one in chosen)
+                assert sum(p.rows for p in store.profiles(selection)) == sum(one.rows for one in chosen)
+                alone = [one.window for one in chosen if not one.rolled_up]
+                assert list(store.windows(selection)) == alone
+        finally:
+            store.close()
+
+    @staticmethod
+    def _sent(store, seq, name, model, moment, is_odd):
+        """Puts a window of artifact A judged, of B judged later, when odd ones are rejected, of C never judged."""
+        digest = {"a": A, "b": B, "c": C}[model]
+        w = window(
+            name, seq, model=digest, labelled=seq, correct=seq // 2, failed=seq % 2, refused=(("width", seq),)
+        )
+        w = replace(w, latency=window(latency_ns=1000 * seq).latency)
+        if is_odd:
+            w = replace(w, model=OTHER) if digest == A else replace(w, profile=replace(w.profile, rows=21))
+        at = NOW + moment * DAY // 3
+        put(store, w, judged=digest == A, at=at)
+        return Kept(w, store.numbered()[0], at, is_rejected=is_odd and digest == B)
 
     def test_roll_ups_are_selected_by_day_and_key(self, store):
         put(store, window("dev-1", 1), window("dev-2", 1, model=B), at=NOW)
@@ -587,6 +741,28 @@ class WindowKit:
         assert store.append([], [], [], NOW, labels=told).duplicates == 3
         assert store.append([], [], [], NOW, labels=[labels(seq=3)]).labels == 1
         assert store.late(A, {})[0].number > 3
+
+    def test_the_periods_of_a_source_are_known_after_its_labels_were_rolled_up(self, opened):
+        store = opened()
+        told = [labels(seq=seq, seconds=seconds) for seq, seconds in ((1, 3600), (2, 3600), (3, 60))]
+        other = labels(source="shop", seconds=5)
+        store.append([], [], [], NOW, labels=[*told, other])
+        prune(store, NOW + 1)
+        store.close()
+        store = opened()
+        assert store.periods(told[0].source) == (60 * SECOND, 3600 * SECOND)
+        assert store.periods(other.source) == (5 * SECOND,)
+        assert store.periods(SourceId("nobody")) == ()
+        store.append([], [], [], NOW, labels=[replace(told[0], correct=0)])  # known, so of no period
+        assert store.periods(told[0].source) == (60 * SECOND, 3600 * SECOND)
+        store.close()
+
+    def test_labels_of_any_number_are_rolled_up_and_known(self, store):
+        told = [labels(seq=seq) for seq in (0, 2**63 - 2, 2**63 - 1)]
+        store.append([], [], [], NOW, labels=told)
+        assert prune(store, NOW + 1) == 3
+        assert prune(store, NOW + 1) == 0
+        assert store.append([], [], [], NOW, labels=told).duplicates == 3
 
     @staticmethod
     def _comes_to(store, batches):

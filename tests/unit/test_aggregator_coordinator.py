@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aggregator.config import RolloutConfig
 from aggregator.core import coordinator as core
+from aggregator.core import gates, rollout
 from aggregator.core.coordinator import (
     Answer,
     Audit,
@@ -18,6 +21,7 @@ from aggregator.core.coordinator import (
     Tick,
 )
 from aggregator.records import Gates, Request
+from edge_runtime.contract import release
 from edge_runtime.contract.ids import CohortId
 from edge_runtime.contract.release import EVERYONE, desired
 from tests.support.fleet import DAY, FLEET, MODEL, NOW, SECOND, A, B, device
@@ -288,6 +292,32 @@ def test_what_runs_already_is_not_rolled_out_and_a_name_is_used_once():
     assert "used before" in refusal(order(c, number=3, candidate=A, name="one"))
 
 
+def test_a_name_is_of_one_rollout_in_whatever_cohort():
+    """Devices choose by it whether they are canaries, and evidence is gathered under it."""
+    c = coordinator([device("dev-1", cohort="left"), device("dev-2", cohort="right")])
+    order(c, cohort="left", name="spring")
+    why = refusal(order(c, number=2, cohort="right", name="spring"))
+    assert "spring was used before, for tiny in cohort left (running): choose another" in why
+    assert answer(order(c, number=3, cohort="right", name="autumn")).accepted
+    assert len({ask.rollout for ask in c.asks}) == len(c.asks) == 2
+
+
+def test_a_name_that_only_the_ledger_remembers_is_refused_too():
+    c = coordinator(fleet())
+    order(c, name="spring")
+    order(c, "halt", 2)
+    spring = c.tracks[0].rollout
+    assert answer(order(c, number=3, name="summer")).accepted  # the track forgets spring
+    wish = request(number=4, cohort="beta", name="spring")
+    assert "(halted): choose another" in refusal(c.handle(RequestSeen(wish, MODEL, namesake=spring), NOW))
+
+
+def test_name_of_reads_only_what_starts_a_rollout():
+    assert core.name_of(request(name="spring")) == "spring"
+    assert core.name_of(request()) == core.name_of(request("halt")) == ""
+    assert core.name_of(request(name=7)) == core.name_of(replace(request(), document="[")) == ""
+
+
 def test_without_a_director_key_nothing_starts():
     assert "director_key" in refusal(order(coordinator(fleet(), can_sign=False)))
 
@@ -305,6 +335,107 @@ def test_two_models_of_a_cohort_share_its_revisions():
     assert releases(order(c))[0].revision == 1
     assert releases(order(c, number=2, artifact="other", model="other"))[0].revision == 2
     assert releases(order(c, "halt", 3))[0].revision == 3
+
+
+# ── what a status costs ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stages", [(1.0,), (0.5, 1.0)])
+def test_a_device_that_comes_back_does_not_cost_a_look_at_the_fleet(monkeypatch, stages):
+    """A site of thousands comes back at once; whether it is told to run the candidate takes a hash of each."""
+    devices = fleet(300)
+    c = coordinator(devices)
+    order(c, stages=stages)
+    hashed = []
+
+    def stage_hash(*what):
+        hashed.append(what)
+        return release.stage_hash(*what)
+
+    monkeypatch.setattr(rollout, "stage_hash", stage_hash)
+    for d in devices:
+        c.handle(StatusSeen(replace(d, online=False)), NOW)
+        c.handle(StatusSeen(d), NOW)
+    assert len(hashed) <= 300 + 2 * 2 * 300  # once for the fleet, then each device before and after
+
+
+def test_a_draft_does_not_look_at_the_fleet_for_a_device_of_another_cohort(monkeypatch):
+    devices = fleet(300)
+    c = coordinator(devices)
+    order(c, cohort="beta")
+    asked = []
+    plain = rollout.eligible
+
+    def eligible(r, them):
+        them = list(them)
+        asked.extend(them)
+        return plain(r, them)
+
+    monkeypatch.setattr(rollout, "eligible", eligible)
+    for d in devices:
+        c.handle(StatusSeen(d), NOW)
+    assert len(asked) <= 3 * 300
+    assert releases(c.handle(StatusSeen(device("first", cohort="beta")), NOW))
+
+
+REPORTS: st.SearchStrategy[dict[str, object]] = st.builds(
+    dict,
+    outcome=st.sampled_from(("",) * 12 + ("refused", "rolled_back")),
+    outcome_digest=st.just(B),
+    rollout=st.sampled_from(("r1", "r1", "r0")),
+    revision=st.integers(0, 2),
+)
+OFTEN = st.integers(0, 4).map(bool)
+STATUSES = st.tuples(st.integers(0, 7), OFTEN, st.sampled_from(("", "", "", "beta")), REPORTS, OFTEN)
+"""(device, whether it is online, its cohort, what it reports, whether it has the model)"""
+
+
+@settings(max_examples=300)
+@given(
+    statuses=st.lists(STATUSES, min_size=10, max_size=40),
+    stages=st.sampled_from([(1, 3, 1.0), (3, 0.8, 1.0), (0.4, 1.0), (1.0,)]),
+    failures=st.integers(0, 2),
+    orders=st.dictionaries(
+        st.integers(0, 39), st.sampled_from(("pause", "resume", "tick", "commit", "commit"))
+    ),
+)
+def test_after_each_status_a_look_at_the_whole_fleet_would_change_nothing(statuses, stages, failures, orders):
+    c = coordinator()
+    order(c, name="r1", stages=stages, gates={"max_failures": failures, "bake_seconds": 0.0})
+    known = {}
+    for k, (number, online, cohort, fields, has_model) in enumerate(statuses):
+        d = device(f"dev-{number}", online=online, cohort=cohort, **fields)
+        d = d if has_model else replace(d, models=())
+        known[d.device] = d
+        was_draft = c.tracks[0].rollout.state == "draft"
+        c.handle(StatusSeen(d), NOW + k)
+        (track,) = c.tracks
+        r = track.rollout
+        if r.state == "draft":
+            assert rollout.begin(r, known.values(), NOW) == r
+        elif r.state in rollout.ACTIVE and not was_draft:  # one look begins a draft, the next one judges it
+            assert rollout.tighten(r, known.values()) == r
+            assert not gates.too_many_failed(r, gates.standing(r, rollout.members(r, known.values())))
+        match orders.get(k):
+            case "tick":
+                tick(c, NOW + k)
+            case "commit" if track.release is not None:
+                good = {
+                    "serving": B,
+                    "state": "committed",
+                    "rollout": "r1",
+                    "revision": track.release.revision,
+                }
+                for d in known.values():
+                    if d.models and desired(track.release, d.device) == B:
+                        known[d.device] = replace(d, models=(replace(d.models[0], **good, outcome=""),))
+                        c.handle(StatusSeen(known[d.device]), NOW + k)
+                tick(c, NOW + k)
+                tick(c, NOW + k)
+            case None:
+                pass
+            case verb:
+                order(c, verb, 100 + k)
 
 
 def test_asks_name_both_arms():

@@ -1,5 +1,8 @@
 """What the aggregator believes, buries, and acknowledges."""
 
+from dataclasses import replace
+from functools import reduce
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +12,10 @@ from aggregator.core import ingest
 from aggregator.records import DeadLetter
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.messages import Ack, Event, Status, Window
 from edge_runtime.contract.profile import FIXED_POINT, Profile
+from edge_runtime.core import rollup
 from tests.support.fleet import (
     OTHER_SESSION,
     SESSION,
@@ -19,6 +24,7 @@ from tests.support.fleet import (
     artifact_info,
     birth,
     event,
+    labels,
     window,
     wire,
 )
@@ -138,6 +144,85 @@ def inflated(**changes):
 )
 def test_counts_that_could_overflow_a_sum_are_dead_letters_under_any_layout(profile, why):
     assert why in letter(*wire(window(profile=profile)))
+
+
+@pytest.mark.parametrize(
+    ("latency", "why"),
+    [
+        (LatencyHistogram(zero=21), "counts 21 durations where there can be 20"),
+        (LatencyHistogram(counts=(1 << 62,), sum_ns=1 << 62, max_ns=1), "counts"),
+        (LatencyHistogram(zero=1, sum_ns=2**63 - 1), "1 durations of at most 0 ns sum to"),
+        (LatencyHistogram(zero=2, sum_ns=2001, max_ns=1000), "2 durations of at most 1000 ns sum to 2001"),
+        (LatencyHistogram(zero=1, sum_ns=1 << 59, max_ns=1 << 59), "a record can take"),
+        (LatencyHistogram(zero=2, sum_ns=1 << 59, max_ns=1 << 58), "a record can take"),
+    ],
+)
+def test_durations_that_no_device_measures_are_dead_letters(latency, why):
+    found = letter(*wire(replace(window(), latency=latency)))
+    assert "window.latency" in found
+    assert why in found
+
+
+@pytest.mark.parametrize(
+    "queueing",
+    [
+        LatencyHistogram(zero=(1 << 34) + 1),
+        LatencyHistogram(zero=1, sum_ns=2, max_ns=1),
+        LatencyHistogram(zero=1, sum_ns=1, max_ns=1 << 59),
+    ],
+)
+def test_waits_that_no_device_measures_are_dead_letters(queueing):
+    assert "window.queueing" in letter(*wire(replace(window(), queueing=queueing)))
+
+
+LATE = ingest.MAX_TIME_NS + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        replace(window(), end_ns=LATE),
+        replace(window(), start_ns=LATE),
+        replace(event(), wall_ns=LATE),
+        replace(labels(), start_ns=LATE, end_ns=LATE),
+        replace(labels(), end_ns=2**63 - 1),
+    ],
+)
+def test_times_that_no_clock_shows_are_dead_letters(message):
+    topic, payload = wire(message)
+    assert cause(topic, payload) == "counts"
+    assert "later than any clock shows" in letter(topic, payload)
+
+
+def test_a_clock_that_is_as_wrong_as_one_can_be_is_believed():
+    last = ingest.MAX_TIME_NS
+    for message in (
+        replace(window(), start_ns=last, end_ns=last),
+        replace(event(), wall_ns=last),
+        replace(labels(), start_ns=0, end_ns=last),
+    ):
+        assert read(*wire(message)).message == message
+
+
+DURATIONS = st.lists(st.integers(-5, 1 << 40), max_size=30)
+
+
+@given(
+    st.lists(
+        st.tuples(DURATIONS, DURATIONS, st.integers(1, 3), st.integers(0, 9), st.integers(0, 1 << 20)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_what_devices_measure_passes_merged_or_not(told):
+    """Calls of one row or several, which wait more often than they are answered and fail at times."""
+    windows = []
+    for seq, (took, waited, rows_each, failed, refused) in enumerate(told, 1):
+        w = window(seq=seq, rows=rows_each * len(took), failed=failed, refused=(("shed", refused),))
+        latency, queueing = (observe_ns(np.array(ns, np.int64)) for ns in (took, waited))
+        windows.append(replace(w, latency=latency, queueing=queueing))
+    for w in (*windows, reduce(lambda a, b: rollup.merge(a, b) or b, windows)):
+        assert read(*wire(w)).message == w
 
 
 def test_a_profile_that_contradicts_its_known_layout_is_buried_and_acknowledged():

@@ -1,6 +1,9 @@
 """From stored windows to verdicts, incidents and a request for a better model, over real stores and a real artifact."""
 
+import gc
 import json
+import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +27,7 @@ from tests.support.fleet import (
     SECOND,
     SESSION,
     B,
+    labels,
     publish_artifact,
     report,
     tiny_count,
@@ -524,6 +528,105 @@ def test_an_incident_retires_when_the_fleet_serves_another_artifact(fleet, resta
     fleet.join(*LEFT)
     fleet.look(*LEFT, shift=2.0, right=0.4)  # and back again: it begins anew
     assert fleet.check() == {}
+
+
+@pytest.mark.parametrize("last", [[], LEFT[:1]])
+def test_a_judge_is_let_go_of_when_the_fleet_serves_another_artifact(fleet, last):
+    """It is large. While one device serves its artifact, or all are away for an hour, it is needed again."""
+    fleet.join(*LEFT)
+    fleet.look(*LEFT)
+    judge = weakref.ref(fleet.monitor._judges[fleet.digest])
+    for name in LEFT:
+        fleet.join(name, online=False)
+    fleet.check()
+    assert judge() is not None
+    fleet.join(*LEFT, serving=B)
+    fleet.join(*last)
+    fleet.check()
+    gc.collect()
+    assert (judge() is not None) == bool(last)
+
+
+def test_a_judge_that_was_let_go_of_goes_on_as_one_that_was_kept(tmp_path):
+    gone, kept = Fleet(tmp_path / "gone"), Fleet(tmp_path / "kept")
+    for fleet in (gone, kept):
+        fleet.join(*LEFT)
+        fleet.settle(*LEFT)
+        fleet.join(*LEFT, serving=B if fleet is gone else None)
+        fleet.check()
+        assert bool(fleet.monitor._judges) == (fleet is kept)
+        fleet.join(*LEFT)
+        for _ in range(2):
+            fleet.look(*LEFT, shift=2.0)
+    assert gone.incidents()
+    assert gone.remembered() == kept.remembered()
+    gone.close()
+    kept.close()
+
+
+# ── the telemetry store is another one ─────────────────────────────────────────────────────────────────
+
+
+def replace_windows(fleet, copied=None):
+    """The telemetry store is moved away, and ``copied`` put in its place, if any."""
+    fleet.close()
+    path = fleet.config.windows_path
+    path.unlink()
+    if copied is not None:
+        shutil.copy(copied, path)
+    fleet.open()
+
+
+def test_a_store_that_was_moved_away_does_not_silence_drift(fleet, caplog):
+    fleet.join(*LEFT)
+    fleet.settle(*LEFT)
+    with fleet.ledger.transaction():
+        fleet.ledger.put_label_cursor(fleet.digest, DeviceId("left-0"), 7)
+    replace_windows(fleet)
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told.startswith("telemetry_went_back windows=0 labels=0 cursors=10 label_cursors=1: ")
+    assert set(fleet.ledger.cursors().values()) == set(fleet.ledger.label_cursors().values()) == {0}
+    for _ in range(2):
+        assert fleet.look(*LEFT, shift=2.0)
+    assert ("fleet", "a", "drift") in fleet.incidents()
+    looks = fleet.ledger.table("looks")
+    fleet.again()
+    assert (fleet.check(), fleet.ledger.table("looks")) == ({}, looks)
+    assert len([r for r in caplog.records if r.levelname == "WARNING" and "went_back" in r.getMessage()]) == 1
+
+
+def test_a_store_that_was_restored_goes_on_from_what_it_holds(fleet, caplog):
+    fleet.join(*LEFT)
+    fleet.look(*LEFT)
+    fleet.send(*LEFT)
+    fleet.windows.append([], [], [], NOW, labels=[labels(seq=seq) for seq in (1, 2)])
+    fleet.close()
+    backup = shutil.copy(fleet.config.windows_path, fleet.folder / "backup.sqlite")
+    fleet.open()
+    fleet.check()
+    with fleet.ledger.transaction():
+        fleet.ledger.put_label_cursor(fleet.digest, DeviceId("left-0"), 2)
+    few = LEFT[:5]
+    for name in LEFT[5:]:
+        fleet.join(name, serving=B)
+    fleet.look(*few)
+    before = fleet.ledger.cursors()
+    replace_windows(fleet, backup)
+    highest, _ = fleet.windows.numbered()
+    assert fleet.ledger.cursors() == {key: min(last, highest) for key, last in before.items()} != before
+    assert set(fleet.ledger.label_cursors().values()) == {2}
+    assert f"windows={highest} labels=2 cursors=5 label_cursors=0" in caplog.text
+    assert fleet.check() == {}  # all that it holds was looked at
+    assert fleet.look(*few)
+
+
+def test_a_store_that_is_the_ledgers_own_is_not_spoken_of(fleet, caplog):
+    fleet.join(*LEFT)
+    fleet.look(*LEFT)
+    cursors = fleet.ledger.cursors()
+    fleet.again()
+    assert fleet.ledger.cursors() == cursors
+    assert "went_back" not in caplog.text
 
 
 def test_the_artifact_under_test_is_sound(fleet):

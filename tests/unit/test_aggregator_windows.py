@@ -6,22 +6,25 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.adapters.windows import MAX_LETTER_BYTES, VERSION, Windows
+from aggregator.adapters.windows import MAX_LETTER_BYTES, VERSION, Windows, retention
 from aggregator.adapters.windows.append import latency_text
 from aggregator.adapters.windows.intervals import EVENTS, Interval, compact
-from aggregator.adapters.windows.labels import REACHED
+from aggregator.adapters.windows.labels import MOST_PERIODS, REACHED
 from aggregator.records import Selection
-from aggregator.stores import WindowStore
+from aggregator.stores import Unstorable, WindowStore
 from edge_runtime.contract.codec import latency_body
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.latency import LatencyHistogram
 from tests.support import strategies as our
-from tests.support.fleet import NOW, OTHER_SESSION, SECOND, event, labels, window
-from tests.support.window_kit import LETTER_BYTES, LETTERS, WindowKit, of_other, prune, put
+from tests.support.fleet import NOW, OTHER_SESSION, SECOND, A, B, event, labels, window
+from tests.support.window_kit import LETTER_BYTES, LETTERS, WindowKit, counted, of_other, once, prune, put
 
 HOUR = 3600 * SECOND
 
@@ -172,6 +175,160 @@ def test_labels_find_their_windows_without_reading_those_of_other_times(tmp_path
     with closing(Windows(tmp_path / "windows.sqlite")) as store:
         plan = store._db.rows(f"EXPLAIN QUERY PLAN {REACHED}", ("d" * 64, "dev-1", 1, 2, 1))
     assert any("COVERING INDEX windows_by_stream" in row[3] for row in plan)
+
+
+def test_a_source_of_many_labels_asks_for_its_twins_and_periods_without_reading_them_all(tmp_path):
+    found = []
+    for many in (100, 3000):
+        with closing(Windows(tmp_path / f"{many}.sqlite")) as store:
+            told(store, many)
+            again = [labels(seq=k, source="copy", start_ns=NOW + k * SECOND) for k in range(100)]
+            store.append([], [], [], NOW, labels=again)
+            found.append(
+                (
+                    work(store, partial(store.twins, again)),
+                    work(store, partial(store.periods, again[0].source)),
+                    work(store, partial(store.late, A, {again[0].device: 1 << 40})),
+                )
+            )
+    assert all(b <= a + 2 for a, b in zip(*found, strict=True)), found
+
+
+def test_the_lengths_of_periods_that_are_kept_of_a_source_are_bounded(tmp_path):
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        for k in range(1, 3 * MOST_PERIODS):
+            store.append([], [], [], NOW, labels=[labels(seq=k, seconds=k), labels("dev-2", k, seconds=k)])
+        assert store.periods(labels().source) == tuple(k * SECOND for k in range(1, MOST_PERIODS + 1))
+        store.append([], [], [], NOW, labels=[labels(source="shop", seconds=77)])
+        assert store.periods(labels(source="shop").source) == (77 * SECOND,)
+
+
+# ── what waits and what goes ───────────────────────────────────────────────────────────────────────────
+
+
+def many_judged(store, count):
+    """Judged windows of ``A`` as the index has them; nobody reads what they hold."""
+    db = store._db
+    put(store, window("first"))
+    names = (
+        "session, seq_lo, model, digest, layout, state, start_ns, end_ns, synced, received_ns, rows, failed,"
+        " refused, labelled, correct, rss_bytes, peak_rss_bytes, wire_bytes, latency"
+    )
+    db.execute(
+        f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<?)"
+        f" INSERT INTO windows (device, seq, {names}) SELECT 'many', 9+i, {names} FROM n, windows WHERE device='first'",
+        (count,),
+    )
+
+
+def test_judging_late_does_not_go_through_the_windows_that_are_judged(tmp_path):
+    found = []
+    for many in (10, 5000):
+        with closing(Windows(tmp_path / f"{many}.sqlite")) as store:
+            many_judged(store, many)
+            put(store, *(window(seq=seq) for seq in range(20)), judged=False)
+            found.append(
+                (
+                    work(store, store.unjudged),
+                    work(store, lambda: store.settle(B, lambda profile: None)),
+                    work(store, store.figures),
+                    work(store, lambda: store.settle(A, lambda profile: None)),
+                )
+            )
+            assert store.settle(A, lambda profile: None) == (0, 0)
+    assert all(b <= a + 2 for a, b in zip(*found, strict=True)), found
+
+
+def test_pruning_and_figures_do_not_go_through_the_events_that_stay(tmp_path):
+    found = []
+    for many in (10, 5000):
+        with closing(Windows(tmp_path / f"{many}.sqlite")) as store:
+            later = [event("dev-2", seq) for seq in range(many)]
+            store.append([], later, [], NOW + SECOND)
+            store.append([], [event(seq=seq) for seq in range(5)], [], NOW)
+            assert store.figures().events == many + 5
+            found.append((work(store, lambda: store.prune(NOW + 1)), work(store, store.figures)))
+            assert store.figures().events == many
+    assert all(b <= a + 2 for a, b in zip(*found, strict=True)), found
+
+
+def test_roll_ups_that_nothing_merges_with_are_not_all_read_for_each_window(tmp_path, monkeypatch):
+    counting = Mock(side_effect=retention.read_latencies)
+    monkeypatch.setattr(retention, "read_latencies", counting)
+    profile = window().profile
+    shapes = [replace(profile, counts=np.ones(k, np.int64)) for k in range(1, 61)]
+    windows = [window(seq=seq, profile=shape) for seq, shape in enumerate(shapes)]
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        for at, w in enumerate(windows, NOW):
+            put(store, w, at=at)
+            prune(store, at + 1)
+        assert counting.call_count <= retention.TRIED_ROLLUPS * len(windows)
+        assert sum(t.rows for t in store.totals(Selection())) == 60 * 20
+        assert len(store.profiles(Selection())) == 60
+
+
+# ── numbers at the end of 63 bits ──────────────────────────────────────────────────────────────────────
+
+TOP = 2**63 - 1
+
+
+def test_what_sqlite_cannot_hold_is_said_to_be_unstorable_and_leaves_nothing(tmp_path):
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        with pytest.raises(Unstorable, match="too large"):
+            store.append([], [event(seq=1), event(seq=TOP + 1)], [], NOW)
+        assert store.figures().events == 0
+        assert store.append([], [event(seq=1)], [], NOW).duplicates == 0
+
+
+def test_labels_and_windows_at_the_end_of_time_are_kept_and_rolled_up(tmp_path):
+    last = replace(labels(seq=TOP), start_ns=TOP, end_ns=TOP)
+    late = replace(window(), start_ns=TOP, end_ns=TOP)
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        store.append([], [], [], NOW, labels=[labels(), replace(last, seq=TOP - 1)])
+        put(store, late)
+        store.append([], [], [], NOW, labels=[last])
+        assert prune(store, NOW + 1) == 4
+        assert store.append([], [], [], NOW, labels=[last]).duplicates == 1
+        assert store.truths()[0].labelled == 30
+
+
+def test_an_estimate_beyond_63_bits_is_counted_as_their_end(tmp_path):
+    plain = window().profile
+    vast = replace(plain, rows=1 << 32, sums=np.full(4, 1 << 62))
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        put(store, *(window(seq=seq, profile=vast) for seq in range(4)))
+        store.append([], [], [], NOW, labels=[labels()])
+        assert store._db.rows("SELECT rows, top FROM labels") == [(4 << 32, TOP)]
+        put(store, window(seq=9, profile=vast))
+        assert prune(store, NOW + 1)
+
+
+def slow(seq, sum_ns):
+    return replace(window(seq=seq), latency=LatencyHistogram(zero=1, sum_ns=sum_ns, max_ns=sum_ns))
+
+
+def test_latencies_that_do_not_fit_one_roll_up_make_another(tmp_path):
+    path = tmp_path / "windows.sqlite"
+    windows = [slow(seq, TOP // 2) for seq in range(6)]
+    with closing(Windows(path)) as store:
+        for at, some in enumerate((windows[:1], windows[1:3], windows[3:]), NOW):
+            put(store, *some, at=at)
+            prune(store, at + 1)
+        assert counted(store) == once(windows)
+        assert len(store._db.rows("SELECT 1 FROM rollups")) == 3
+
+
+def test_a_store_with_a_roll_up_beyond_63_bits_goes_on(tmp_path):
+    windows = [window(seq=seq) for seq in range(3)]
+    huge = LatencyHistogram(zero=1, sum_ns=2 * TOP, max_ns=TOP)
+    with closing(Windows(tmp_path / "windows.sqlite")) as store:
+        put(store, *windows[:2])
+        prune(store, NOW + 1)
+        store._db.execute("UPDATE rollups SET latency=?", (latency_text(huge),))
+        put(store, windows[2])
+        assert prune(store, NOW + 1) == 1
+        assert store.latency(Selection()) == huge.merge(windows[2].latency)
+        assert counted(store)[:2] == once(windows)[:2]
 
 
 MODELS = ("a", "b", EVENTS)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import shutil
 import ssl
 import stat
@@ -35,6 +36,10 @@ def parsed(issued):
 
 def revoked_serials(data):
     return {entry.serial_number for entry in x509.load_pem_x509_crl(data)}
+
+
+def list_number(data):
+    return x509.load_pem_x509_crl(data).extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def request(tmp_path, name="pump-17", *, key=None, subject=None, extensions=()):
@@ -353,9 +358,9 @@ def test_the_list_has_every_revoked_certificate_and_a_rising_number(authority, t
     after = authority.revocations()
     assert revoked_serials(before) == set()
     assert revoked_serials(after) == {int(entries[0].serial, 16), int(entries[3].serial, 16)}
-    assert certificates.list_number(after) == certificates.list_number(before) + 2
+    assert list_number(after) == list_number(before) + 2
     assert authority.revoke("pump-0") == ()
-    assert certificates.list_number(authority.revocations()) == certificates.list_number(after)
+    assert list_number(authority.revocations()) == list_number(after)
     assert authority.retired() == ("pump-0", SERVICES["labeller"])
 
 
@@ -483,12 +488,161 @@ def test_a_list_that_fell_behind_the_index_is_made_again(authority, tmp_path):
     authority.device("pump-17")
     stale = authority.revocations()
     authority.revoke("pump-17")
-    for content in (stale, b"damaged", None):
+    for content in (stale, None):
         path = tmp_path / "authority" / "crl.pem"
         path.unlink()
         if content is not None:
             path.write_bytes(content)
         assert len(revoked_serials(Authority(tmp_path / "authority").revocations())) == 1
+
+
+# ── a restored index ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def restored(authority, tmp_path, caplog):
+    """An authority whose index is that of a backup, from before pump-1 was revoked and pump-2 and a broker enrolled."""
+    folder = tmp_path / "authority"
+    for name in ("pump-0", "pump-1"):
+        authority.device(name)
+    backup = (folder / "index.json").read_bytes()
+    authority.revoke("pump-1")
+    authority.device("pump-2")
+    authority.broker(["b.example", "::1"])
+    authority.service("observer")
+    (folder / "index.json").write_bytes(b"damaged")
+    with pytest.raises(EnrolError, match="restore it from its backup: what was issued and revoked since"):
+        Authority(folder)
+    before = folder / "whole.json"
+    before.write_bytes(backup)
+    before.rename(folder / "index.json")
+    caplog.clear()
+    return folder
+
+
+def test_a_restored_index_takes_back_no_revocation_and_forgets_no_certificate(restored, caplog):
+    opened = Authority(restored, clock=lambda: NOW)
+    assert opened.retired() == ("pump-1",), "also for whoever only looks"
+    assert "is older than what stands beside it" in caplog.text
+    assert "revocation of pump-1" in caplog.text
+    number = list_number((restored / "crl.pem").read_bytes())
+    listed = opened.revocations()
+    assert (list_number(listed), len(revoked_serials(listed))) == (number, 1)
+    [broker] = [entry for entry in opened.entries() if entry.kind == "broker"]
+    assert broker.hosts == ("b.example", "::1")
+    assert {(e.name, e.kind) for e in opened.entries()} == {
+        ("pump-0", "device"),
+        ("pump-1", "device"),
+        ("pump-2", "device"),
+        ("skiff broker", "broker"),
+        (SERVICES["observer"], "service"),
+    }
+    assert [entry.name for entry in opened.revoke("pump-2")] == ["pump-2"]
+    after = opened.revocations()
+    assert (list_number(after), len(revoked_serials(after))) == (number + 1, 2)
+    caplog.clear()
+    assert Authority(restored, clock=lambda: NOW).retired() == ("pump-1", "pump-2")
+    assert not caplog.text, "the index is whole again"
+
+
+def test_what_is_added_is_what_was_there(authority, restored):
+    lines = {}
+    for entry in Authority(restored).entries():
+        [found] = [line for line in authority.entries() if line.serial == entry.serial]
+        lines[entry.name] = (entry, found)
+    issued = {path.stem for path in (restored / "issued").iterdir()}
+    assert {entry.serial for entry, _ in lines.values()} == issued
+    (restored / "index.json").write_bytes(json.dumps({"fleet": "demo", "list": 1, "issued": []}).encode())
+    assert {e.serial: e for e in Authority(restored).entries()} == {
+        before.serial: before for _, before in lines.values()
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_index_is_restored_no_revocation_is_lost_and_no_number_falls(tmp_path, seed):
+    rng = random.Random(seed)
+    folder = tmp_path / "authority"
+    authority = Authority.create(folder, FLEET, clock=lambda: NOW)
+    backups, revoked, names = [], set(), []
+    number = 1
+    for step in range(14):
+        backups.append((folder / "index.json").read_bytes())
+        match rng.choice(["device", "device", "revoke", "restore"]):
+            case "device":
+                names.append(f"pump-{step}")
+                authority.device(names[-1])
+            case "revoke" if names:
+                name = rng.choice(names)
+                authority.revoke(name)
+                revoked.add(name)
+            case _:
+                (folder / "index.json").write_bytes(rng.choice(backups))
+        listed = authority.revocations()
+        by_name = {entry.name: int(entry.serial, 16) for entry in authority.entries()}
+        assert set(by_name) == set(names)
+        assert revoked_serials(listed) == {by_name[name] for name in revoked}
+        assert list_number(listed) >= number
+        number = list_number(listed)
+        assert authority.retired() == tuple(sorted(revoked))
+
+
+def test_a_revocation_whose_certificate_is_gone_as_well_is_kept(authority, restored, caplog):
+    [serial] = [e.serial for e in Authority(restored).entries() if e.revoked]
+    whole = (restored / "issued" / f"{serial}.crt").read_bytes()
+    (restored / "issued" / f"{serial}.crt").unlink()
+    (restored / "index.json").write_bytes(b'{"fleet": "demo", "list": 1, "issued": []}')
+    opened = Authority(restored, clock=lambda: NOW)
+    opened.device("pump-3")
+    assert f"revocation of {serial}, whose name is unknown until issued/{serial}.crt is back" in caplog.text
+    opened.revoke("pump-3")
+    assert int(serial, 16) in revoked_serials(opened.revocations())
+    (restored / "crl.pem").unlink()
+    assert int(serial, 16) in revoked_serials(opened.revocations()), "the index remembers it"
+    (restored / "issued" / f"{serial}.crt").write_bytes(whole)
+    assert opened.retired() == ("pump-1", "pump-3")
+
+
+@pytest.mark.parametrize("content", ["damaged", "another authority's", "altered"])
+def test_a_list_that_is_not_the_authoritys_is_never_written_over(authority, tmp_path, content):
+    authority.device("pump-17")
+    authority.revoke("pump-17")
+    path = tmp_path / "authority" / "crl.pem"
+    other = Authority.create(tmp_path / "other", FLEET)
+    pem = path.read_bytes().splitlines()
+    data = {
+        "damaged": b"damaged",
+        "another authority's": other.revocations(),
+        "altered": b"\n".join([*pem[:-2], pem[-2].swapcase(), pem[-1]]),
+    }[content]
+    path.write_bytes(data)
+    with pytest.raises(EnrolError, match=r"crl\.pem: .*put the broker's certs/crl\.pem there"):
+        Authority(tmp_path / "authority")
+    assert path.read_bytes() == data
+    path.unlink()
+    assert len(revoked_serials(Authority(tmp_path / "authority").revocations())) == 1
+
+
+def test_a_certificate_of_another_authority_is_not_taken_in(authority, tmp_path):
+    other = Authority.create(tmp_path / "other", FLEET)
+    stranger = other.device("stranger")
+    authority.device("pump-17")
+    path = tmp_path / "authority" / "issued" / f"{stranger.entry.serial}.crt"
+    path.write_bytes(stranger.certificate)
+    with pytest.raises(EnrolError, match="it is no certificate of this authority"):
+        Authority(tmp_path / "authority")
+    path.unlink()
+    own = Authority(tmp_path / "authority").device("pump-18").entry.serial
+    (tmp_path / "authority" / "issued" / f"{own}.crt").rename(path)
+    (tmp_path / "authority" / "index.json").write_bytes(b'{"fleet": "demo", "list": 1, "issued": []}')
+    with pytest.raises(EnrolError, match=f"is certificate {own}: give it that name"):
+        Authority(tmp_path / "authority")
+
+
+def test_an_index_that_is_gone_is_not_taken_for_no_authority(authority, tmp_path):
+    (tmp_path / "authority" / "index.json").unlink()
+    for act in (Authority, lambda folder: Authority.create(folder, FLEET)):
+        with pytest.raises(EnrolError, match=r"index\.json: is missing; restore it from its backup"):
+            act(tmp_path / "authority")
 
 
 def test_serials_are_128_random_bits(monkeypatch):

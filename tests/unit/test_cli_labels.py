@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from contextlib import closing
 
 import numpy as np
@@ -214,6 +215,17 @@ def test_another_period_of_the_same_source_would_count_twice(site):
     path = site.csv("march.csv")
     site.imported(path, *PREDICTED)
     assert "was counted by '3600 s' before" in site.run(path, *PREDICTED, "--period", "15m", code=2).stderr
+    assert site.known() == WHOLE
+
+
+def test_another_period_is_refused_also_when_the_counts_were_rolled_up(site):
+    path = site.csv("march.csv")
+    site.imported(path, *PREDICTED)
+    with closing(Windows(site.where)) as store:
+        while store.prune(time.time_ns() + 1):
+            pass
+    assert "was counted by '3600 s' before" in site.run(path, *PREDICTED, "--period", "15m", code=2).stderr
+    assert site.imported(path, *PREDICTED)["known"] == 6
     assert site.known() == WHOLE
 
 

@@ -4,6 +4,10 @@ import contextlib
 import json
 import shutil
 import stat
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,16 +15,23 @@ from cryptography import x509
 from tuf.api.metadata import Metadata
 from typer.testing import CliRunner
 
+from aggregator.adapters.ledger import Ledger
+from aggregator.config import load as load_aggregator
+from aggregator.records import Track
 from cli.app import app
 from edge_runtime.check import certificate
 from edge_runtime.config import load
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import Digest
+from edge_runtime.contract.messages import TrustBundle
 from edge_runtime.truststore import TrustStore
 from tests.publisher import MODEL, artifact, put
+from tests.support.fleet import device as device_record
+from tests.support.ledger_kit import RELEASE
 from trainer.authority import SERVICES, Authority
 from trainer.keyring import KEYS
 from trainer.publish import PublishError, Repository
+from trainer.store import LAST_CHANGE
 
 RUN = CliRunner()
 DIGEST = "a" * 64
@@ -95,7 +106,7 @@ def test_a_dry_run_announces_exactly_what_is_then_written_and_writes_nothing(rep
     assert contents(root) == before
     assert run(*words).stdout == announced
     after = contents(root)
-    written = {name for name in after if before.get(name) != after[name]}
+    written = {name for name in after if before.get(name) != after[name]} - {f"keys/{LAST_CHANGE}"}
     removed = set(before) - set(after)
     keys = {f"keys/{name}" for name in as_data["new_keys"]}
     assert written == {f"metadata/{file['name']}" for file in as_data["metadata"]} | keys
@@ -241,14 +252,21 @@ def test_the_old_keys_below_their_threshold_move_no_device(repository, root):
     with device(root, repository):
         pass
     repository.resize("root", 3, 5)
+    files = dict(repository.bundle(1).files)
     path = root / "metadata" / "2.root.json"
     md = Metadata.from_file(str(path))
     old = json.loads((root / "metadata" / "1.root.json").read_bytes())["signed"]["roles"]["root"]["keyids"]
     for keyid in old[1:]:
         del md.signatures[keyid]
     path.write_bytes(md.to_bytes())
-    with pytest.raises(ContractError, match="root was signed by 1/2 keys"), device(root, repository):
-        pass
+    with pytest.raises(PublishError, match=r"2\.root\.json is not signed as 1\.root\.json asks"):
+        repository.bundle(1)
+    told = TrustBundle(root_version=1, files=tuple(sorted({**files, path.name: path.read_bytes()}.items())))
+    with (
+        TrustStore(root.parent / "device", (root / "metadata" / "1.root.json").read_bytes()) as store,
+        pytest.raises(ContractError, match="root was signed by 1/2 keys"),
+    ):
+        store.refresh(told)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +333,44 @@ def test_revoke_names_the_models_and_devices_refuse_them(repository, root):
         assert store.is_revoked(digest)
         assert store.is_revoked(Digest(DIGEST))
     assert "is not a SHA-256 digest" in run("revoke", root, "toy", code=2).stderr
+
+
+def test_retire_says_what_it_takes_away_and_from_whom_it_does_not(repository, root, tmp_path):
+    path = put(tmp_path, artifact())
+    digest = repository.add(path, role="targets").digest
+    config = tmp_path / "aggregator.toml"
+    config.write_text('fleet = "fleet"\n', encoding="utf-8")
+    before = contents(root)
+    announced = run("retire", root, digest, "--dry-run")
+    assert f"{digest}  toy 1.0" in announced.stderr
+    assert "3.targets.json  version 3" in announced.stdout
+    assert contents(root) == before
+    needed = replace(RELEASE, candidate=Digest("b" * 64), incumbent=digest)
+    with closing(Ledger(load_aggregator(config).ledger_path)) as ledger, ledger.transaction():
+        ledger.put_track(Track(cohort=RELEASE.cohort, model=RELEASE.model, release=needed))
+    for more in ([], ["--dry-run"]):
+        done = run("retire", root, digest, "--aggregator", config, *more, code=2)
+        assert f"{digest}: the release of cohort main names it: roll out another" in done.stderr
+    with closing(Ledger(load_aggregator(config).ledger_path)) as ledger, ledger.transaction():
+        ledger.put_track(Track(cohort=RELEASE.cohort, model=RELEASE.model, release=RELEASE))
+        ledger.put_device(device_record("dev-1", serving=digest))
+    assert f"{digest}: dev-1 serves it" in run("retire", root, digest, "-a", config, code=2).stderr
+    assert contents(root) == before
+    with closing(Ledger(load_aggregator(config).ledger_path)) as ledger, ledger.transaction():
+        ledger.put_device(device_record("dev-1", serving=Digest("b" * 64)))
+    assert run("retire", root, digest, "-a", config).stdout == announced.stdout
+    assert Repository(root).published() == ()
+    assert "nothing is written" in run("retire", root, digest).stdout
+    assert repository.add(path, role="targets").digest == digest, "it may come back"
+
+
+def test_retire_says_which_keys_it_lacks(repository, root, tmp_path):
+    digest = repository.add(put(tmp_path, artifact()), role="targets").digest
+    move_away(root, "targets-1")
+    done = run("retire", root, digest, "--dry-run", code=1)
+    assert "1 MISSING" in done.stdout
+    run("retire", root, digest, code=1)
+    assert [model.digest for model in Repository(root).published()] == [digest]
 
 
 def test_init_makes_opens_and_allows_and_the_old_form_says_what_to_do(root):
@@ -430,6 +486,23 @@ def test_the_list_of_devices_and_what_revoking_tells_the_operator_to_do(ca, tmp_
     assert "pump-17" in lines[0]
     assert f"revoked {datetime.now(UTC):%Y}" in lines[0]
     assert rows[1]["serial"] in lines[1]
+
+
+def test_an_index_from_a_backup_takes_back_no_revocation_and_the_broker_learns_all(ca, tmp_path):
+    run("device", ca, "pump-1", "--out", tmp_path / "a")
+    backup = (ca / "index.json").read_bytes()
+    run("revoke-device", ca, "pump-1")
+    run("device", ca, "pump-2", "--out", tmp_path / "b")
+    (ca / "index.json").write_bytes(b"{")
+    assert "restore it from its backup" in run("devices", ca, code=1).stderr
+    (ca / "index.json").write_bytes(backup)
+    words = [sys.executable, "-m", "cli.main", "broker-config", "demo", "--out", str(tmp_path / "etc")]
+    done = subprocess.run([*words, "--authority", str(ca)], capture_output=True, text=True, check=True)
+    assert "is older than what stands beside it" in done.stderr
+    assert "revocation of pump-1" in done.stderr
+    assert len(x509.load_pem_x509_crl((tmp_path / "etc" / "certs" / "crl.pem").read_bytes())) == 1
+    assert "user pump-1\ntopic deny" in (tmp_path / "etc" / "skiff.acl").read_text()
+    assert "revoked pump-2" in run("revoke-device", ca, "pump-2").stdout
 
 
 def test_broker_config_takes_the_authoritys_public_files_and_never_its_key(ca, tmp_path):

@@ -1,13 +1,14 @@
-"""The repository on disk: keys, roles, what leaves for the broker, crashes at every write."""
+"""The repository on disk: keys, roles, what leaves for the broker. Crashes are in ``test_store.py``."""
 
 import contextlib
-import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,11 @@ from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.topics import BLOB, CHUNK_BYTES, TRUST, Topics
 from edge_runtime.truststore import TrustStore
 from tests.publisher import FLEET, MODEL, artifact, put
-from trainer import files
 from trainer.keyring import KEYS
+from trainer.metadata import MetadataSet
+from trainer.outgoing import Collected
 from trainer.publish import PublishError, Repository
+from trainer.store import SPARE_BYTES
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_creating_again_opens_what_is_there(repository, tmp_path):
 
 
 def test_opening_nothing_says_what_to_do(tmp_path):
-    with pytest.raises(PublishError, match=r"no repository here; make one with Repository\.create"):
+    with pytest.raises(PublishError, match="no repository here; make one with: skiff pki init"):
         Repository(tmp_path / "elsewhere")
 
 
@@ -123,8 +126,8 @@ def test_outgoing_refuses_what_is_unknown_or_damaged(repository, model, tmp_path
         list(repository.outgoing(Topics(FLEET), [published.digest]))
 
 
-def test_automatic_publishing_is_off_until_the_targets_keys_allow_it(repository, model):
-    with pytest.raises(PublishError, match="enable_auto"):
+def test_automatic_publishing_is_off_until_the_targets_keys_allow_it(repository, model, tmp_path):
+    with pytest.raises(PublishError, match=f"skiff pki init {tmp_path / 'repository'} --auto {MODEL}"):
         repository.add(model)
     assert repository.published() == ()
     repository.enable_auto(MODEL)
@@ -190,9 +193,60 @@ def test_revoking_withdraws_and_forbids(repository, model, tmp_path):
 
 def test_retiring_makes_room_and_can_be_undone(repository, model):
     digest = repository.add(model, role="targets").digest
-    repository.retire(digest)
+    announced = repository.retire(digest, dry_run=True)
+    assert [published.digest for published in repository.published()] == [digest]
+    assert repository.retire(digest) == announced
     assert repository.published() == ()
+    assert repository.retire(digest).metadata == ()
     assert repository.add(model, role="targets").digest == digest
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_a_bundle_is_of_one_moment_whoever_commits_meanwhile(repository, tmp_path, monkeypatch, look):
+    other = Repository(tmp_path / "repository")
+    reader = Repository(tmp_path / "repository", look=look)
+    real = MetadataSet.file_names
+    threads: list[threading.Thread] = []
+
+    def names(self, root_version):
+        if not threads:  # between what was parsed and what is read now
+            threads.append(threading.Thread(target=other.refresh))
+            threads[0].start()
+            threads[0].join(0.5)
+        return real(self, root_version)
+
+    monkeypatch.setattr(MetadataSet, "file_names", names)
+    found = dict(reader.bundle(1).files)
+    threads[0].join(20)
+    timestamp = json.loads(found["timestamp.json"])["signed"]
+    version = timestamp["meta"]["snapshot.json"]["version"]
+    assert f"{version}.snapshot.json" in found
+    with TrustStore(tmp_path / "device", repository.pinned_root.read_bytes()) as store:
+        store.refresh_from(found.get)
+
+
+def test_metadata_that_does_not_belong_together_is_not_given_out(repository, tmp_path, monkeypatch):
+    """Somebody who heeds no lock, such as a restore, replaces files while they are read."""
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "repository", other)
+    Repository(other).refresh()
+    real = Path.read_bytes
+
+    def read(path):
+        if path.name == "timestamp.json" and path.parent.parent.name == "repository" and reading:
+            path = other / "metadata" / path.name
+        return real(path)
+
+    def collecting(folder, names):
+        reading.append(1)
+        return collect(folder, names)
+
+    reading: list[int] = []
+    collect = Collected.read
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(Collected, "read", collecting)
+    with pytest.raises(PublishError, match=r"2\.snapshot\.json"):
+        repository.bundle(1)
 
 
 def test_metadata_that_outgrows_a_message_is_refused_before_it_is_written(
@@ -200,9 +254,40 @@ def test_metadata_that_outgrows_a_message_is_refused_before_it_is_written(
 ):
     before = repository.bundle(1)
     monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", len(codec.encode(before)) + 100)
-    with pytest.raises(PublishError, match=r"1 models does not fit into one message .* retire models"):
+    with pytest.raises(
+        PublishError, match=r"1 models does not fit into one message .* retire models .* skiff pki retire"
+    ):
         repository.add(model, role="targets")
     assert Repository(tmp_path / "repository").bundle(1) == before
+
+
+@pytest.mark.parametrize("role", ["targets", "auto"])
+def test_the_size_of_the_metadata_stops_no_revocation(repository, tmp_path, monkeypatch, role):
+    repository.enable_auto(MODEL)
+    models = [put(tmp_path, artifact(seed=seed)) for seed in range(5)]
+    size = len(codec.encode(repository.bundle(1)))
+    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", size + SPARE_BYTES + 2000)
+    published, problem = [], ""
+    for path in models:
+        try:
+            published.append(repository.add(path, role=role).digest)
+        except PublishError as e:
+            problem = str(e)
+    assert re.search(r"bytes of .* are kept for revocations.* skiff pki retire", problem)
+    assert 2 <= len(published) < 5, "full"
+    repository.retire(published.pop())
+    published.append(repository.add(models[-1], role=role).digest)
+    repository.rotate("timestamp")
+    repository.renew()
+    strangers = [Digest(f"{number:064x}") for number in range(100)]
+    for number, digest in enumerate([*published, *strangers[:3]], 1):
+        repository.revoke(digest)
+        assert len(repository.revoked) == number
+    repository.revoke(*strangers)
+    with device(tmp_path, repository) as found:
+        assert all(found.is_revoked(digest) for digest in [*published, *strangers])
+    repository.retire(*published)
+    assert repository.revoked >= set(published), "what is retired stays revoked"
 
 
 @pytest.mark.attack("A92")
@@ -297,73 +382,6 @@ def test_rotating_without_the_keys_that_must_sign_makes_no_new_ones(repository, 
         with pytest.raises(PublishError, match=f"replacing the {role} keys needs 2 of the . {owner} keys"):
             repository.rotate(role)
     assert sorted((tmp_path / "repository" / "keys").iterdir()) == before
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_at(monkeypatch, count):
-    """Lets ``count`` writes succeed and breaks the next one halfway, as a power cut does."""
-    left = itertools.count()
-    real = files.write
-
-    def write(path, data, *, mode=0o644):
-        if next(left) == count:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.new").write_bytes(data[: len(data) // 2])
-            raise Crash
-        real(path, data, mode=mode)
-
-    monkeypatch.setattr(files, "write", write)
-
-
-CHANGES = {
-    "add": lambda r, model: r.add(model, role="targets"),
-    "auto": lambda r, model: r.add(model, role="auto"),
-    "revoke": lambda r, model: r.revoke(digest_of(model.read_bytes())),
-    "renew": lambda r, model: r.renew(),
-}
-
-
-def rotation(role):
-    return lambda repository, model: repository.rotate(role)
-
-
-CHANGES["more-root-keys"] = lambda r, model: r.resize("root", 3, 5)
-CHANGES["fewer-root-keys"] = lambda r, model: r.resize("root", 1, 2)
-CHANGES["more-targets-keys"] = lambda r, model: r.resize("targets", 3, 3)
-CHANGES.update({f"rotate-{role}": rotation(role) for role in KEYS})
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_crash_at_any_write_leaves_a_repository_that_devices_believe(tmp_path, model, change):
-    template = tmp_path / "template"
-    Repository.create(template).enable_auto(MODEL)
-    for count in itertools.count():
-        root = tmp_path / "repository"
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(tmp_path / "device", ignore_errors=True)
-        shutil.copytree(template, root)
-        with device(tmp_path, Repository(root)):
-            pass
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            crash_at(monkeypatch, count)
-            try:
-                CHANGES[change](Repository(root), model)
-            except Crash:
-                crashed = True
-            else:
-                crashed = False
-        reopened = Repository(root)
-        with device(tmp_path, reopened):
-            assert not list((root / "keys").glob("*.next.json"))
-        CHANGES[change](reopened, model)
-        with device(tmp_path, reopened):
-            pass
-        if not crashed:
-            break
-    assert count >= 3
 
 
 def test_publishers_take_turns(repository, tmp_path):

@@ -13,6 +13,7 @@ from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.manifest import Budgets, manifest_digest
 from edge_runtime.contract.onnx_metadata import read_metadata
 from edge_runtime.contract.topics import Topics
+from edge_runtime.truststore import TrustStore
 from tests.publisher import FLEET, MODEL, artifact, put
 from trainer import publish
 from trainer.publish import PublishError, Repository
@@ -52,18 +53,59 @@ def test_manifest_budgets_and_chunk_size_are_signed(tmp_path, repository):
     assert read.chunks == published.chunks == -(-len(data) // 2048)
 
 
-def test_adding_again_keeps_the_size_that_was_signed(tmp_path, repository):
+def chunks_of(repository, digest):
+    return [data for topic, data, _ in repository.outgoing(Topics(FLEET), [digest]) if "/blob/" in topic]
+
+
+def test_adding_again_keeps_the_size_that_was_signed_unless_another_is_asked_for(tmp_path, repository):
     path = put(tmp_path, artifact())
     first = repository.add(path, chunk_bytes=2048)
-    assert repository.add(path, chunk_bytes=4096) == first
-    chunks = [
-        data for topic, data, _ in repository.outgoing(Topics(FLEET), [first.digest]) if "/blob/" in topic
-    ]
-    assert {len(data) for data in chunks[:-1]} == {2048}
+    before = repository.bundle(1)
+    assert repository.add(path) == repository.add(path, chunk_bytes=2048) == first
+    assert repository.bundle(1) == before, "nothing was signed"
+    created = signed_custom(tmp_path)["created"]
+    again = repository.add(path, chunk_bytes=4096)
+    assert (again.digest, again.path, again.chunk_bytes) == (first.digest, first.path, 4096)
+    assert repository.published() == (again,)
+    assert signed_custom(tmp_path) | {"created": created} == {
+        **signed_custom(tmp_path),
+        "created": created,
+        "chunk_bytes": 4096,
+    }
+    with TrustStore(tmp_path / "device", repository.pinned_root.read_bytes()) as store:
+        store.refresh(repository.bundle(1))
+        target = store.find(MODEL, first.digest)
+        assert target is not None
+        assert target.chunk_bytes == 4096
+    chunks = chunks_of(repository, first.digest)
+    assert {len(data) for data in chunks[:-1]} == {4096}
     assert b"".join(chunks) == path.read_bytes()
-    assert [topic for topic, _, _ in repository.withdrawn(Topics(FLEET), first)] == [
+    assert [topic for topic, _, _ in repository.withdrawn(Topics(FLEET), again)] == [
         Topics(FLEET).chunk(first.digest, i) for i in range(len(chunks))
     ]
+
+
+def test_chunks_are_as_devices_look_for_them_whoever_vouches(tmp_path, repository):
+    """Devices go by what the targets keys signed, where both roles vouch for a model."""
+    path = put(tmp_path, artifact())
+    digest = repository.add(path, chunk_bytes=2048).digest
+    repository.add(path, role="targets")
+    repository.add(path, role="targets", chunk_bytes=4096)
+    assert len(chunks_of(repository, digest)[0]) == 4096
+    with pytest.raises(PublishError, match="publish it with the role targets to change it"):
+        repository.add(path, role="auto", chunk_bytes=1024)
+    assert repository.add(path, role="auto").chunk_bytes == 4096
+    assert len(chunks_of(repository, digest)[0]) == 4096
+
+
+def test_chunks_that_were_sent_in_this_size_are_not_sent_again(tmp_path, repository):
+    path = put(tmp_path, artifact())
+    sent = repository.add(path, chunk_bytes=2048)
+    there = [topic for topic, _, _ in repository.outgoing(Topics(FLEET), [sent.digest], sent=[sent])]
+    assert there == [Topics(FLEET).packed_trust(1), Topics(FLEET).trust(1)]
+    repository.add(path, chunk_bytes=4096)
+    again = [data for topic, data, _ in repository.outgoing(Topics(FLEET), [sent.digest], sent=[sent])]
+    assert b"".join(again[:-2]) == path.read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, topics.MIN_CHUNK_BYTES - 1, topics.MAX_CHUNK_BYTES + 1])
@@ -167,5 +209,8 @@ def test_the_chunk_size_is_an_option(tmp_path, repository, command):
     done, _ = command(str(path), "--role", "auto", "--chunk-kib", "4")
     assert done.exit_code == 0, done.output
     assert signed_custom(tmp_path)["chunk_bytes"] == 4096
-    for size in ("0", "257"):
-        assert command(str(path), "--chunk-kib", size)[0].exit_code == 2
+    for more, size in ((["--chunk-kib", "2"], 2048), ([], 2048), (["--chunk-kib", "64"], 65536)):
+        assert command(str(path), "--role", "auto", *more)[0].exit_code == 0
+        assert signed_custom(tmp_path)["chunk_bytes"] == size
+    for wrong in ("0", "257"):
+        assert command(str(path), "--chunk-kib", wrong)[0].exit_code == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 from aggregator.adapters import documents
 from aggregator.adapters.windows.part import Part, read_window
-from aggregator.adapters.windows.retention import read_latencies
+from aggregator.adapters.windows.retention import DAY_NS, read_latencies
 from aggregator.adapters.windows.schema import JUDGED, REJECTED
 from aggregator.looks import Block, Reading, merge
 from aggregator.records import DeviceTotals, Receipt, Selection, StoreFigures
@@ -33,9 +33,16 @@ WITH asked AS MATERIALIZED (
   SELECT json_extract(value,'$[0]') AS d, json_extract(value,'$[1]') AS n FROM json_each(?))
 SELECT device, SUM(rows+refused), SUM(MAX(0, end_ns-start_ns)/1e9), MIN(received_ns)
 FROM asked CROSS JOIN windows ON digest=? AND device=d AND id>n AND state=? GROUP BY device"""
-TOTALS = """
+SUMS = """
 SELECT device, digest, SUM(windows), SUM(rows), SUM(failed), SUM(refused), SUM(labelled), SUM(correct),
-  SUM(wire_bytes), MAX(peak_rss_bytes), MIN(first_ns), MAX(last_ns), MAX(newest), SUM(nn), SUM(cn), SUM(cc)"""
+  SUM(wire_bytes), MAX(peak_rss_bytes), MIN(first_ns), MAX(last_ns), SUM(nn), SUM(cn), SUM(cc), MAX(newest) AS top"""
+# What a device holds is told by its newest record, wherever that is kept by now.
+RSS = """
+COALESCE((SELECT rss_bytes FROM windows WHERE id=top), (SELECT rss_bytes FROM rollups WHERE newest=top))"""
+# Numbers rise as windows come, but for a clock that was set back, or processes that share the store: so it is the least
+# number of all that was received since. The index alone tells it; unless it is named, SQLite reads the table from its
+# first window on.
+FIRST_SINCE = "(SELECT MIN(id) FROM windows INDEXED BY windows_by_receipt WHERE received_ns>=:since)"
 
 Condition = tuple[str, dict[str, object]]
 
@@ -98,6 +105,11 @@ class Answers(Part):
                 return Block(reading=found, seconds=span, first=first, last=last)
         return None
 
+    def numbered(self) -> tuple[int, int]:
+        """The highest number that any window, and any message of labels, was ever kept under; 0 before the first."""
+        highest = dict(self._db.rows("SELECT name, seq FROM sqlite_sequence"))
+        return int(highest.get("windows", 0)), int(highest.get("labels", 0))
+
     def receipts(self, digest: Digest) -> tuple[Receipt, ...]:
         """The artifact's judged windows that are kept one by one, by their numbers."""
         rows = self._db.rows(
@@ -121,8 +133,8 @@ class Answers(Part):
         """The merged profile per layout of what is selected: profiles of different layouts cannot be merged.
 
         A day's roll-up is selected when all of it was received between ``since_ns`` and ``until_ns``, and a day that
-        they cut raises `CutDay`; ``last`` counts windows that are kept one by one. That holds for `latency` and
-        `totals` too.
+        they cut raises `CutDay`; ``last`` and ``after`` are about windows that are kept one by one. That holds for
+        `latency` and `totals` too.
         """
         self._refuse_cut_days(selection)
         merged: dict[tuple[str, int, int], Profile] = {}
@@ -150,11 +162,12 @@ class Answers(Part):
     def totals(self, selection: Selection) -> tuple[DeviceTotals, ...]:
         """The counts of what is selected, per device and artifact."""
         self._refuse_cut_days(selection)
-        (_, (windows, values)), (_, (rollups, _)) = _both(selection)
+        (_, (windows, values)), (_, (rollups, more)) = _both(selection)
         rows = self._db.rows(
-            f"{TOTALS} FROM (SELECT {OF_WINDOWS} FROM windows WHERE {windows}"  # noqa: S608
-            f" UNION ALL SELECT {OF_ROLLUPS} FROM rollups WHERE {rollups}) GROUP BY device, digest",
-            values,
+            f"SELECT *, {RSS} FROM ({SUMS} FROM (SELECT {OF_WINDOWS} FROM windows WHERE {windows}"  # noqa: S608
+            f" UNION ALL SELECT {OF_ROLLUPS} FROM rollups WHERE {rollups}) GROUP BY device, digest)"
+            " ORDER BY device, digest",
+            values | more,
         )
         return tuple(
             DeviceTotals(
@@ -167,25 +180,26 @@ class Answers(Part):
                 labelled=row[6],
                 correct=row[7],
                 wire_bytes=row[8],
-                rss_bytes=self._rss(row[12]),
+                rss_bytes=row[16],
                 peak_rss_bytes=row[9],
                 first_ns=row[10],
                 last_ns=row[11],
-                labelled_squares=row[13],
-                products=row[14],
-                correct_squares=row[15],
+                labelled_squares=row[12],
+                products=row[13],
+                correct_squares=row[14],
             )
             for row in rows
         )
 
     def _refuse_cut_days(self, s: Selection) -> None:
-        if s.leave_out_cut_days or s.last or (s.since_ns, s.until_ns) == (0, NEWEST):
+        if s.leave_out_cut_days or _one_by_one(s) or (s.since_ns, s.until_ns) == (0, NEWEST):
             return
         where, values = _matching(s)
         row = self._db.one(
-            f"SELECT device, first_ns, last_ns FROM rollups WHERE {where} AND last_ns>=:since AND first_ns<:until"  # noqa: S608
+            f"SELECT device, first_ns, last_ns FROM rollups WHERE {where}"  # noqa: S608
+            " AND day>=:day AND last_ns>=:since AND first_ns<:until"
             " AND NOT (first_ns>=:since AND last_ns<:until) ORDER BY first_ns LIMIT 1",
-            values,
+            {**values, "since": s.since_ns, "until": s.until_ns, "day": s.since_ns // DAY_NS},
         )
         if row is not None:
             device, first_ns, last_ns = row
@@ -215,7 +229,7 @@ class Answers(Part):
             rejected=self._records_in(2),
             duplicates_rejected=counters.get("duplicates_rejected", 0),
             overlaps_rejected=counters.get("overlaps_rejected", 0),
-            events=self._count_of("events"),
+            events=counters.get("events", 0),
             dead_letters=self._count_of("dead_letters"),
             dead_letters_ever=counters.get("dead_letters", 0),
         )
@@ -235,13 +249,6 @@ class Answers(Part):
             "SELECT device, session, seq, wall_ns, received_ns, name, detail FROM events ORDER BY id DESC LIMIT ?",
             limit,
         )
-
-    def _rss(self, number: int) -> int:
-        row = self._db.one(
-            "SELECT rss_bytes FROM windows WHERE id=? UNION ALL SELECT rss_bytes FROM rollups WHERE newest=?",
-            (number, number),
-        )
-        return int(row[0])
 
     def _records_in(self, state: int) -> int:
         # The state stands in the text, for partial indexes are found by it.
@@ -276,28 +283,51 @@ def _both(s: Selection) -> tuple[tuple[str, Condition], tuple[str, Condition]]:
     return ("windows", _windows_where(s)), ("rollups", _rollups_where(s))
 
 
+def _one_by_one(s: Selection) -> bool:
+    """Whether the selection is by windows' numbers, which a roll-up has none of."""
+    return bool(s.last or s.after)
+
+
 def _windows_where(s: Selection) -> Condition:
-    """The condition of a selection with named values; rejected windows never answer."""
-    where, values = _where(s, "received_ns", "received_ns")
+    """The condition of a selection with named values; rejected windows never answer.
+
+    Bounds that say nothing are left out, for SQLite chooses an index by them. What was received since some time is
+    looked for from that time's first number on, and the newest from the end downwards until there are enough: neither
+    reads what is older.
+    """
+    where, values = _matching(s)
+    if s.since_ns > 0:
+        where += f" AND received_ns>=:since AND id>={FIRST_SINCE}"
+        values["since"] = s.since_ns
+    if s.until_ns < NEWEST:
+        where += " AND received_ns<:until"
+        values["until"] = s.until_ns
+    if s.after:
+        where += " AND id>:after"
+        values["after"] = s.after
     if s.last:
-        where = f"id IN (SELECT id FROM windows WHERE {where} ORDER BY id DESC LIMIT :last)"  # noqa: S608
+        where = f"id IN (SELECT id FROM windows NOT INDEXED WHERE {where} ORDER BY id DESC LIMIT :last)"  # noqa: S608
         values["last"] = s.last
     return where, values
 
 
 def _rollups_where(s: Selection) -> Condition:
-    where, values = _where(s, "first_ns", "last_ns")
-    return (f"{where} AND :last=0", {**values, "last": s.last}) if s.last else (where, values)
-
-
-def _where(s: Selection, first: str, last: str) -> Condition:
+    """The same for roll-ups, each of which is of one ``day`` of receipt."""
+    if _one_by_one(s):
+        return "0", {}
     where, values = _matching(s)
-    return f"{where} AND {first}>=:since AND {last}<:until", values
+    if s.since_ns > 0:
+        where += " AND day>=:day AND first_ns>=:since"
+        values |= {"day": s.since_ns // DAY_NS, "since": s.since_ns}
+    if s.until_ns < NEWEST:
+        where += " AND last_ns<:until"
+        values["until"] = s.until_ns
+    return where, values
 
 
 def _matching(s: Selection) -> Condition:
-    """The condition but for the times, whose values it has too."""
-    values: dict[str, object] = {"rejected": REJECTED, "since": s.since_ns, "until": s.until_ns}
+    """The condition but for numbers and times."""
+    values: dict[str, object] = {"rejected": REJECTED}
     parts = ["state<>:rejected"]
     for name in ("model", "digest", "layout"):
         value = getattr(s, name)
@@ -305,9 +335,8 @@ def _matching(s: Selection) -> Condition:
             parts.append(f"{name}=:{name}")
             values[name] = value
     if s.devices is not None:
-        names = [f"d{i}" for i in range(len(s.devices))]
-        parts.append(f"device IN ({', '.join(':' + name for name in names)})")
-        values.update(zip(names, s.devices, strict=True))
+        parts.append("device IN (SELECT value FROM json_each(:devices))")
+        values["devices"] = json.dumps(s.devices)
     return " AND ".join(parts), values
 
 

@@ -57,7 +57,12 @@ class Append(KeptLabels):
         *,
         labels: Sequence[Labels] = (),
     ) -> Stored:
-        """Commits a batch; durable on return. Raises `StoreError` with nothing stored when the disk fails."""
+        """Commits a batch; durable on return.
+
+        Raises:
+            Unstorable: a number in it is beyond 63 bits; nothing is stored.
+            StoreError: the disk fails; nothing is stored.
+        """
         stored = duplicates = overlapping = 0
         with self._db.transaction():
             beyond = self._beyond([arrival.window for arrival in windows])
@@ -79,8 +84,9 @@ class Append(KeptLabels):
                 else:
                     duplicates += 1
             stored += self._insert(new, received_ns)
-            for event in events:
-                duplicates += not self._insert_event(event, received_ns)
+            known = sum(not self._insert_event(event, received_ns) for event in events)
+            duplicates += known
+            self._count("events", len(events) - known)
             new_labels, contradicting = self._put_labels(labels, received_ns) if labels else (0, [])
             duplicates += len(labels) - new_labels - len(contradicting)
             for told, why in contradicting:

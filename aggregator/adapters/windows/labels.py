@@ -9,21 +9,26 @@ labels that came (``late`` 1), added by triggers. Of ``labelled`` rows ``compare
 expected ``expected`` right answers where ``compared_correct`` were.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Final
-
-import numpy as np
 
 from aggregator.adapters.windows.intervals import Interval
 from aggregator.adapters.windows.part import Part, read_window
 from aggregator.adapters.windows.schema import JUDGED
 from aggregator.records import DeviceTruth, LateLabels
+from aggregator.stores import NEWEST
 from edge_runtime.contract.ids import DeviceId, Digest, ModelName, SourceId
 from edge_runtime.contract.messages import Labels, Window
 from edge_runtime.contract.profile import FIXED_POINT, Profile
 
 LABELS: Final = "labels"
 """Stands where a model's name would in `intervals`, and a space before the source where a session would."""
+
+MOST_PERIODS: Final = 8
+"""So many lengths of periods are kept of a source: one that tells of spans as they come has no end of them."""
 
 KNOWN: Final = """
 SELECT model, digest, start_ns, end_ns, labelled, correct FROM labels WHERE device=? AND source=? AND seq=?"""
@@ -36,6 +41,17 @@ WHERE digest=? AND device=? AND state=? AND synced=1 AND start_ns<? AND MAX(end_
 REACHING: Final = """
 UPDATE labels SET rows=rows+?, top=top+?
 WHERE digest=? AND device=? AND end_ns>=? AND start_ns<? AND MAX(end_ns, start_ns+1)>?"""
+ADD_PERIOD: Final = f"""
+INSERT OR IGNORE INTO periods SELECT :source, :length_ns
+WHERE (SELECT COUNT(*) FROM periods WHERE source=:source)<{MOST_PERIODS}"""  # noqa: S608
+# Without the index's name SQLite would read all labels of the device, in the order of their sources.
+TWINS: Final = """
+SELECT DISTINCT source FROM labels INDEXED BY labels_by_end WHERE digest=? AND device=? AND end_ns=? AND start_ns=?
+AND labelled=? AND correct=? AND source<>?"""
+# Who told any is known without a look at each of them.
+NEWEST_OF_EACH: Final = """
+SELECT device, (SELECT MAX(id) FROM labels WHERE digest=truth.digest AND device=truth.device) AS newest
+FROM truth WHERE digest=? AND late=1 AND newest IS NOT NULL ORDER BY device"""
 ADD_TRUTH: Final = """
 INSERT INTO truth (digest, device, late, model, labelled, correct, compared, compared_correct, expected)
 VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (digest, device, late) DO UPDATE SET
@@ -64,6 +80,8 @@ class KeptLabels(Part):
         for stream, labels in new.items():
             sums = self._estimates(stream, labels)
             self._db.many(INSERT, [_row(one, received_ns, *s) for one, s in zip(labels, sums, strict=True)])
+        lengths = {(one.source, one.end_ns - one.start_ns) for labels in new.values() for one in labels}
+        self._db.many(ADD_PERIOD, [{"source": name, "length_ns": n} for name, n in sorted(lengths)])
         return sum(map(len, new.values())), wrong
 
     def _is_gone(self, device: str, source: str, seq: int) -> bool:
@@ -84,17 +102,14 @@ class KeptLabels(Part):
         ]
         if not found:
             return [(0, 0)] * len(labels)
-        table = np.array(found, np.int64)
         # What a period reaches is what begins before its end, without what has ended by its beginning.
-        begun, ended = (_cumulated(table, column) for column in (0, 1))
-        starts, ends = np.sort(table[:, 0]), np.sort(table[:, 1])
+        begun, ended = (_cumulated(found, column) for column in (0, 1))
+        starts, ends = (sorted(row[column] for row in found) for column in (0, 1))
         sums = []
         for one in labels:
-            difference = (
-                begun[np.searchsorted(starts, _end(one))]
-                - ended[np.searchsorted(ends, one.start_ns, side="right")]
-            )
-            sums.append((int(difference[0]), int(difference[1])))
+            rows, top = begun[bisect_left(starts, _end(one))]
+            rows_before, top_before = ended[bisect_right(ends, one.start_ns)]
+            sums.append((min(rows - rows_before, NEWEST), min(top - top_before, NEWEST)))
         return sums
 
     def _now_judged(self, windows: Iterable[Window]) -> None:
@@ -160,7 +175,7 @@ class KeptLabels(Part):
 
     def late(self, digest: Digest, after: Mapping[DeviceId, int]) -> tuple[LateLabels, ...]:
         """The labels of an artifact that are kept one by one, of each device those numbered above ``after``."""
-        newest = self._db.rows("SELECT device, MAX(id) FROM labels WHERE digest=? GROUP BY device", (digest,))
+        newest = self._db.rows(NEWEST_OF_EACH, (digest,))
         return tuple(
             LateLabels(
                 number=number,
@@ -180,20 +195,23 @@ class KeptLabels(Part):
         )
 
     def periods(self, source: SourceId) -> tuple[int, ...]:
-        """The different lengths of the periods that a source told labels of, in nanoseconds."""
-        rows = self._db.rows(
-            "SELECT DISTINCT end_ns-start_ns AS length FROM labels WHERE source=? ORDER BY length", (source,)
-        )
+        """The different lengths of the periods that a source ever told of, in nanoseconds, at most `MOST_PERIODS`.
+
+        Those of labels that were rolled up before version 5 of the store are not known.
+        """
+        rows = self._db.rows("SELECT length_ns FROM periods WHERE source=? ORDER BY length_ns", (source,))
         return tuple(int(row[0]) for row in rows)
 
     def twins(self, told: Sequence[Labels]) -> dict[str, int]:
-        """How many of these another source told, with the same device, artifact, period and counts, by its name."""
+        """How many of these another source told, with the same device, artifact, period and counts, by its name.
+
+        Of the labels that are kept one by one: of those that were rolled up, nobody can tell.
+        """
         found: dict[str, int] = {}
         for one in told:
             rows = self._db.rows(
-                "SELECT DISTINCT source FROM labels WHERE digest=? AND device=? AND start_ns=? AND end_ns=?"
-                " AND labelled=? AND correct=? AND source<>?",
-                (one.digest, one.device, one.start_ns, one.end_ns, one.labelled, one.correct, one.source),
+                TWINS,
+                (one.digest, one.device, one.end_ns, one.start_ns, one.labelled, one.correct, one.source),
             )
             for (source,) in rows:
                 found[source] = found.get(source, 0) + 1
@@ -220,8 +238,8 @@ def _row(one: Labels, received_ns: int, rows: int, top: int) -> tuple[object, ..
 
 
 def _end(what: Labels | Window) -> int:
-    """The first moment after; one that takes no time takes a nanosecond."""
-    return max(what.end_ns, what.start_ns + 1)
+    """The first moment after, of those that the store can count; one that takes no time takes a nanosecond."""
+    return min(max(what.end_ns, what.start_ns + 1), NEWEST)
 
 
 def _estimates(profile: Profile) -> bool:
@@ -229,10 +247,14 @@ def _estimates(profile: Profile) -> bool:
     return bool(profile.rows and profile.sums.size)
 
 
-def _cumulated(table: Any, column: int) -> Any:
-    """(n + 1, 2) rows and sums of the windows with the smallest 0, 1, … of ``column``."""
-    ordered = table[np.argsort(table[:, column], kind="stable"), 2:]
-    return np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(ordered, axis=0)])
+def _cumulated(found: Sequence[tuple[int, int, int, int]], column: int) -> list[tuple[int, int]]:
+    """Rows and sums of the windows with the smallest 0, 1, … of ``column``."""
+    ordered = sorted(found, key=itemgetter(column))
+    return list(accumulate(((rows, top) for *_, rows, top in ordered), _added, initial=(0, 0)))
+
+
+def _added(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
 
 
 def of_device(

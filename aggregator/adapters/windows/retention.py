@@ -16,9 +16,8 @@ from aggregator.adapters.windows.intervals import EVENTS, Interval, compact
 from aggregator.adapters.windows.labels import LABELS, KeptLabels, of_device
 from aggregator.adapters.windows.part import read_window
 from aggregator.adapters.windows.schema import JUDGED, REJECTED
-from edge_runtime.contract.codec import read_latency
+from aggregator.stores import NEWEST
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.fields import Fields
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.profile import Profile
@@ -26,11 +25,17 @@ from edge_runtime.contract.profile import Profile
 DAY_NS: Final = 86_400 * 10**9
 PRUNE_RECORDS: Final = 250
 SETTLE_WINDOWS: Final = 1000
+TRIED_ROLLUPS: Final = 8
 
 OLD: Final = """
 SELECT id, device, session, seq_lo, seq, digest, model, layout, state, received_ns, windows, rows, failed, refused,
   labelled, correct, wire_bytes, rss_bytes, peak_rss_bytes, payload
 FROM windows JOIN payloads USING (id) WHERE received_ns<? ORDER BY received_ns, id LIMIT ?"""
+
+# Also in a store of many judged windows of the artifact the next is found at once.
+WAITING: Final = """
+SELECT id, payload FROM windows INDEXED BY windows_unjudged JOIN payloads USING (id)
+WHERE digest=? AND state=0 LIMIT ?"""
 
 ADDED: Final = (
     *("records", "windows", "rows", "failed", "refused", "labelled", "correct"),
@@ -62,19 +67,18 @@ class _Rollup:
     latency: LatencyHistogram
 
     def add(self, other: "_Rollup") -> bool:
-        """Takes ``other`` in; False, and nothing done, when the profiles cannot be merged."""
-        if self.profile is not None and other.profile is not None:
-            try:
-                merged = self.profile.merge(other.profile)
-            except ContractError:
-                return False
-            self.profile = merged
+        """Takes ``other`` in; False, and nothing done, when profiles or latencies cannot be merged."""
+        try:
+            profile = _merged_profile(self.profile, other.profile)
+            self.latency = _merged_latency(self.latency, other.latency)
+        except ContractError:
+            return False
+        self.profile = profile
         self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
         if other.newest > self.newest:
             self.rss_bytes, self.newest = other.rss_bytes, other.newest
         self.peak_rss_bytes = max(self.peak_rss_bytes, other.peak_rss_bytes)
         self.first_ns, self.last_ns = min(self.first_ns, other.first_ns), max(self.last_ns, other.last_ns)
-        self.latency = self.latency.merge(other.latency)
         return True
 
 
@@ -107,6 +111,7 @@ class Retention(KeptLabels):
                 self._put_intervals(device, session, intervals)
             for table, rows in (("payloads", windows), ("windows", windows), ("events", events)):
                 self._db.many(f"DELETE FROM {table} WHERE id=?", [row[:1] for row in rows])  # noqa: S608
+            self._count("events", -len(events))
         return len(windows) + len(events) + labels
 
     def _put_intervals(self, device: str, session: str, new: Iterable[Interval]) -> None:
@@ -116,7 +121,7 @@ class Retention(KeptLabels):
         if all(i.model == LABELS for i in new):
             # A source's numbers lie apart, each an interval of its own: what is far from the new ones stays as it is.
             # Intervals of one source do not overlap: those beyond the first that reaches past the new ones lie apart.
-            first, last = min(i.lo for i in new) - 1, max(i.hi for i in new) + 1
+            first, last = min(i.lo for i in new) - 1, min(max(i.hi for i in new) + 1, NEWEST)
             mine += (
                 " AND model=? AND hi>=? AND lo<=? AND hi<=COALESCE((SELECT MIN(hi) FROM intervals"
                 " WHERE device=? AND session=? AND model=? AND hi>=?), ?)"
@@ -131,20 +136,22 @@ class Retention(KeptLabels):
         )
 
     def _put_rollup(self, key: Key, new: _Rollup) -> None:
-        """Adds to a roll-up that is there, or makes one; those of one key differ in what cannot be merged."""
+        """Adds to a roll-up that is there, or makes one; those of one key differ in what cannot be merged.
+
+        Only the newest few are tried: a device that lies may make one of each window.
+        """
         rows = self._db.rows(
             "SELECT id, profile, latency FROM rollups"
-            " WHERE device=? AND digest=? AND model=? AND layout=? AND day=? AND state=? ORDER BY id",
-            key,
+            " WHERE device=? AND digest=? AND model=? AND layout=? AND day=? AND state=? ORDER BY id DESC LIMIT ?",
+            (*key, TRIED_ROLLUPS),
         )
         ends = (new.rss_bytes, new.peak_rss_bytes, new.first_ns, new.last_ns, new.newest)
         for number, profile, latency in rows:
-            kept = read_profile(profile)
             try:
-                merged = kept if kept is None or new.profile is None else kept.merge(new.profile)
+                merged = _merged_profile(read_profile(profile), new.profile)
+                whole = _merged_latency(read_latencies(latency), new.latency)
             except ContractError:
                 continue
-            whole = read_latencies(latency).merge(new.latency)
             added = (*new.sums, new.newest, *ends, _profile_text(merged), latency_text(whole))
             self._db.execute(ADD_ROLLUP, (*added, number))
             return
@@ -161,7 +168,7 @@ class Retention(KeptLabels):
         rejected = 0
         with self._db.transaction():
             windows = self._db.rows(
-                "SELECT id, payload FROM windows JOIN payloads USING (id) WHERE digest=? AND state=0 LIMIT ?",
+                WAITING,
                 (digest, SETTLE_WINDOWS),
             )
             taken = []
@@ -224,9 +231,29 @@ def _rolled_up(rows: Sequence[Any]) -> list[tuple[Key, _Rollup]]:
     return [(key, part) for key, parts in found.items() for part in parts]
 
 
+def _merged_profile(a: Profile | None, b: Profile | None) -> Profile | None:
+    """Both, or the first when one is of a rejected window; raises `ContractError` when they cannot be merged."""
+    return a if a is None or b is None else a.merge(b)
+
+
+def _merged_latency(a: LatencyHistogram, b: LatencyHistogram) -> LatencyHistogram:
+    """Both; raises `ContractError` when a number of them would be beyond those that a store counts with."""
+    merged = a.merge(b)
+    if max(merged.sum_ns, merged.zero, *merged.counts, 0) > NEWEST:
+        raise ContractError(f"latencies that sum to more than {NEWEST} ns cannot be merged")
+    return merged
+
+
 def read_latencies(text: str) -> LatencyHistogram:
-    """The histogram that `latency_text` wrote."""
-    return read_latency(Fields(json.loads(text), "latency"))
+    """The histogram that `latency_text` wrote, however large its numbers: merging was not bounded always."""
+    found = json.loads(text)
+    return LatencyHistogram(
+        offset=found["offset"],
+        counts=tuple(found["counts"]),
+        zero=found["zero"],
+        sum_ns=found["sum"],
+        max_ns=found["max"],
+    )
 
 
 def read_profile(text: str) -> Profile | None:

@@ -29,7 +29,7 @@ CREATE INDEX windows_unjudged ON windows (digest) WHERE state=0;
 CREATE INDEX windows_rejected ON windows (digest) WHERE state=2;
 CREATE INDEX windows_by_receipt ON windows (received_ns)"""
 
-# `day` is a day of receipt since 1970. Two rows may share all of it when their profiles cannot be merged.
+# `day` is a day of receipt since 1970. Two rows may share all of it when they cannot be merged.
 RETENTION: Final = """
 CREATE TABLE rollups (
   id INTEGER PRIMARY KEY, device TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, layout TEXT NOT NULL,
@@ -87,6 +87,20 @@ REACHED_INDEX: Final = """
 DROP INDEX windows_by_stream;
 CREATE INDEX windows_by_stream ON windows (digest, device, id, state, synced, start_ns, end_ns)"""
 
+# Lengths of the periods that a source's labels are of. They stay, as what was counted does: counted by another period
+# the same rows would count again.
+PERIODS: Final = """
+CREATE TABLE periods (
+  source TEXT NOT NULL, length_ns INTEGER NOT NULL, PRIMARY KEY (source, length_ns)) WITHOUT ROWID"""
+
+# Without `state` in it a partial index does not cover what is asked, and SQLite goes through the index of all windows.
+FEW_INDEXES: Final = """
+DROP INDEX windows_unjudged;
+CREATE INDEX windows_unjudged ON windows (digest, state) WHERE state=0;
+DROP INDEX windows_rejected;
+CREATE INDEX windows_rejected ON windows (digest, state) WHERE state=2;
+CREATE INDEX events_by_receipt ON events (received_ns)"""
+
 SCHEMA: Final = f"""{WINDOWS};
 CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);{WINDOW_INDEXES};{REACHED_INDEX};
 CREATE TABLE streams (
@@ -99,7 +113,7 @@ CREATE TABLE dead_letters (
   payload BLOB NOT NULL, length INTEGER NOT NULL, times INTEGER NOT NULL, first_ns INTEGER NOT NULL,
   last_ns INTEGER NOT NULL);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;{RETENTION};{LABELS};
-{TRUTH_TRIGGERS}"""
+{TRUTH_TRIGGERS};{PERIODS};{FEW_INDEXES}"""
 
 COLUMNS: Final = (
     "id, device, session, seq, seq_lo, model, digest, layout, state, start_ns, end_ns, synced, received_ns, rows,"
@@ -138,13 +152,17 @@ def _labels(db: sqlite3.Connection) -> None:
 
 
 def _truth(db: sqlite3.Connection) -> None:
-    """4 to 5: what labels come to is known as they come."""
+    """4 to 5: what labels come to is known as they come, and so are their periods and how many events are kept."""
     db.execute(
         "INSERT INTO truth SELECT digest, device, 1, model, SUM(labelled), SUM(correct),"  # noqa: S608
         " SUM(CASE WHEN rows THEN labelled ELSE 0 END), SUM(CASE WHEN rows THEN correct ELSE 0 END),"
         f" SUM(CASE WHEN rows THEN {_EXPECTED} ELSE 0.0 END) FROM labels WHERE 1 GROUP BY digest, device {_ADD_TRUTH}"
     )
     run_script(db, TRUTH_TRIGGERS)
+    run_script(db, PERIODS)
+    db.execute("INSERT INTO periods SELECT DISTINCT source, end_ns-start_ns FROM labels")
+    db.execute("INSERT INTO counters SELECT 'events', COUNT(*) FROM events")
+    run_script(db, FEW_INDEXES)
 
 
 STEPS: Final[Mapping[int, Step]] = {1: _records_of_several, 2: _retention, 3: _labels, 4: _truth}
