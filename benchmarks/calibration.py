@@ -64,7 +64,7 @@ QUICK: Final = Size(
     clean=3, other=1, matched=20, long=1, long_windows=200, long_rows=60, faulty=1, attributed=1
 )
 FULL: Final = Size(
-    clean=200, other=60, matched=100, long=92, long_windows=400, long_rows=60, faulty=12, attributed=21
+    clean=200, other=60, matched=100, long=200, long_windows=400, long_rows=60, faulty=12, attributed=21
 )
 BOTH: Final = ("training", "history")
 

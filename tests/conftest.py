@@ -46,13 +46,21 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks, before ``-m`` selects, every test that asks for a broker, and what `covering` leaves to the slow run."""
+    """Marks, before ``-m`` selects, every test that asks for a broker, and what the slow run is left by `covering` and
+    ``sampled``.
+    """
     matrices: defaultdict[str, list[pytest.Function]] = defaultdict(list)
+    cases: defaultdict[str, int] = defaultdict(int)
     for item in items:
         if "mosquitto" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)
         if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
             matrices[item.nodeid.partition("[")[0]].append(item)
+        if sampled := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if cases[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[name] += 1
     for matrix in matrices.values():
         kept = covering([_values(item) for item in matrix])
         for place, item in enumerate(matrix):

@@ -112,6 +112,7 @@ def test_nothing_is_lost_or_counted_twice_when_one_of_two_is_killed(shared, vict
     print(f"{figures.windows} windows stored once, {figures.duplicates_rejected} duplicates rejected")
 
 
+@pytest.mark.slow
 def test_both_processes_take_part(shared):
     shared.start()
     shared.start()
@@ -125,6 +126,7 @@ def test_both_processes_take_part(shared):
     assert min(counts) > 0
 
 
+@pytest.mark.slow
 def test_a_leader_that_was_paused_beyond_its_lease_steps_down_and_writes_nothing(shared):
     shared.start()
     shared.wait(lambda: shared.leader() == 0, "a leader")

@@ -140,6 +140,7 @@ def test_what_was_committed_is_told_whenever_the_aggregator_is_killed(
     assert site.looks() == 2
 
 
+@pytest.mark.slow
 def test_another_leader_goes_on_with_the_telling(tmp_path, repository, pager):
     shared = '[ingest]\nshare = "aggregators"\nlease_seconds = 1.0'
     site = Watched(tmp_path, repository, pager.url, extra=shared)

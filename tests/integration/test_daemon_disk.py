@@ -11,6 +11,8 @@ from tests.support import chaos
 from tests.support.chaos import everything, provision
 from tests.support.disks import filled, may_mount, no_writing, read_only, tmpfs
 
+pytestmark = pytest.mark.sampled(3)
+
 
 @contextmanager
 def full(home, process):

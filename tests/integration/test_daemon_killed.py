@@ -22,6 +22,8 @@ from tests.support.chaos import COHORT, FLEET, MODEL, NEW, OLD, everything, prov
 from tests.support.device import release, signed
 from tests.support.doomed import EVENT
 
+pytestmark = pytest.mark.sampled(2)
+
 BEFORE_BEGIN = ""
 KILLED = "killed"
 STOPPED = "stopped"

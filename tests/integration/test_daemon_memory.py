@@ -100,6 +100,7 @@ def test_above_its_hard_limit_a_daemon_sheds_says_so_and_recovers(limited, mosqu
         assert shed >= len(application.refused(0)), "refused rows are counted"
 
 
+@pytest.mark.slow
 def test_told_to_report_it_goes_on_answering_and_a_kill_in_between_is_told_at_the_next_birth(
     limited, mosquitto
 ):

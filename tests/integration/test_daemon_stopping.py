@@ -141,6 +141,7 @@ def child_of(daemon):
         return []
 
 
+@pytest.mark.slow
 def test_a_broker_that_has_gone_silent_does_not_keep_it_from_stopping(tmp_path, mosquitto):
     home = provision(tmp_path / "d", mosquitto.host, mosquitto.port)
     with everything(mosquitto, home) as (centre, application), ExitStack() as stack:

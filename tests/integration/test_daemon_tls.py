@@ -16,6 +16,8 @@ from tests.support.certificates import Authority
 from tests.support.chaos import Application, provision
 from tests.support.loop import wait_for
 
+pytestmark = pytest.mark.sampled(2)
+
 NOW_SECONDS = 1_780_272_000.0
 TLS = '[broker.tls]\nca = "{0}/ca.pem"\ncertificate = "{0}/d.crt"\nkey = "{0}/d.key"\n'
 

@@ -82,6 +82,7 @@ def known(site):
     return site.windows(lambda it: [(t.device, t.labelled, t.correct, t.compared) for t in it.truths()])
 
 
+@pytest.mark.slow
 def test_labels_told_again_after_the_aggregator_was_killed_are_counted_once(site):
     told = [labels(f"dev-{d}", seq, correct=seq) for d in range(3) for seq in range(5)]
     wanted = {(one.device, one.seq) for one in told}
@@ -142,6 +143,7 @@ def test_the_pages_program_tells_until_everything_is_stored(site, repository):
     assert sorted(known(site)) == sorted((f"dev-{d}", 50, 40, 0) for d in range(20))
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_labels_count_each_once(tmp_path, mosquitto, repository):
     site = SharedSite(tmp_path, mosquitto, repository)
     told = [

@@ -20,6 +20,8 @@ from tests.support.certificates import Authority
 from tests.support.fake_broker import BAD_VERSION, MQTT5, NOT_AUTHORISED, FakeBroker, message, silent
 from tests.support.links import ONCE, PLAIN, RETAINED, WAIT_SECONDS, Links, deliver, nothing, settle, until
 
+pytestmark = pytest.mark.sampled(2)
+
 
 @pytest.fixture(params=["3.1.1", "5"])
 def protocol(request):

@@ -26,6 +26,8 @@ from tests.support.certificates import Authority
 from tests.support.fake_broker import MQTT5, FakeBroker, length, message, packet, silent
 from tests.support.links import ONCE, WAIT_SECONDS, Links, settle, until
 
+pytestmark = pytest.mark.sampled(2)
+
 MEGABYTE = 1 << 20
 
 

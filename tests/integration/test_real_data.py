@@ -11,6 +11,8 @@ import pytest
 from benchmarks.real_data import report, tables
 from benchmarks.real_data.cases import CASES, Workshop
 
+pytestmark = pytest.mark.sampled(2)
+
 BY_NAME = {case.name: case for case in CASES}
 LONG = {
     "watch-moved-both",

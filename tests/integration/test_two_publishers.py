@@ -67,6 +67,7 @@ def test_the_newest_metadata_stays_though_an_older_publisher_is_overtaken(
         assert store.is_revoked(REVOKED)
 
 
+@pytest.mark.slow
 def test_a_model_in_chunks_too_large_for_the_broker_is_published_in_smaller_ones(repository, tmp_path):
     binary = find_mosquitto()
     if binary is None:

@@ -136,6 +136,7 @@ def test_a_release_that_changes_nothing_is_cheap(repository, broker, job, tmp_pa
     assert min(spent) < 1.0
 
 
+@pytest.mark.slow
 def test_a_missing_chunk_is_fetched_by_the_next_run_which_resumes(repository, broker, job, tmp_path):
     data = artifact(**BIG)
     digest = add(repository, tmp_path, data)

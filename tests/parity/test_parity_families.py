@@ -20,6 +20,8 @@ from converters.signature import read
 from edge_runtime.engine import Engine
 from tests.parity.cases import CLASSIFIERS, REGRESSORS, SCALERS, classes_of, pipeline_of, scaled_integers
 
+pytestmark = pytest.mark.sampled(2)
+
 PROBES = 4000
 LINEAR = ("logistic", "least-squares", "ridge")
 CASES = [

@@ -6,6 +6,8 @@ import pytest
 
 from tests.parity import coverage
 
+pytestmark = pytest.mark.sampled(2)
+
 # More than 0.7 seconds each, most of them because scikit-learn's own answers take that long; the quick tests of
 # families, lowering and realistic pipelines have each of the forests and boostings, too.
 SLOW = {

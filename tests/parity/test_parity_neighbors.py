@@ -18,6 +18,8 @@ from converters.artifact import convert
 from converters.parity import ParityFailure
 from converters.probe_inputs import LEAST_EQUIDISTANT
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = np.random.default_rng(0)
 GRID = RNG.integers(0, 5, (300, 4)).astype(float)
 KIND = RNG.integers(0, 3, 300)

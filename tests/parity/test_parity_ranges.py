@@ -24,6 +24,8 @@ from edge_runtime.contract.manifest import TOLERANCE, read_info
 from edge_runtime.contract.ranges import Limits
 from edge_runtime.runtime import Runtime
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(300, 4)) * [1, 10, 0.1, 100]
 KIND = (ROWS[:, 0] + ROWS[:, 1] / 10 > 0).astype(int) + (ROWS[:, 3] > 50)

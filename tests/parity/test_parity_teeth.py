@@ -25,6 +25,8 @@ from edge_runtime.contract.errors import ArtifactError, ParityError
 from edge_runtime.engine import Engine
 from tests.parity.cases import classes_of, scaled_integers
 
+pytestmark = pytest.mark.sampled(2)
+
 Values = dict[str, Any]
 PROBES = 8000  # enough for every split of the forests here at every distance
 

@@ -99,6 +99,8 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from tests.support import hostile
 
+pytestmark = pytest.mark.sampled(2)
+
 
 @cache
 def loaded(name):

@@ -24,6 +24,8 @@ from tests.simulators.world import (
 )
 from tests.support.device import COHORT, MODEL, A, B, C, release, signed
 
+pytestmark = pytest.mark.sampled(2)
+
 SIZE = 40
 RELEASES = TOPICS.release(COHORT, MODEL)
 

@@ -16,6 +16,8 @@ from converters.table import STRANGERS, read
 from edge_runtime.contract.errors import InputError, UnsupportedPipeline
 from edge_runtime.runtime import Runtime
 
+pytestmark = pytest.mark.sampled(2)
+
 ROWS = 120
 COLORS = pl.Enum(["blue", "green", "red"])
 

@@ -18,6 +18,8 @@ from converters.lowering import lower
 from converters.lowering.folding import LARGEST_KEYS, float_of, key_of, largest_left, missing_left, note_edges
 from converters.lowering.graph import Fold, Value
 
+pytestmark = pytest.mark.sampled(2)
+
 MAX = {name: float(np.finfo(name).max) for name in LARGEST_KEYS}
 DTYPES = list(LARGEST_KEYS)
 SCALERS = {

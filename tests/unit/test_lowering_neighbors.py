@@ -20,6 +20,8 @@ from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 IRIS, KIND = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[KIND]
 SUGAR, PROGRESS = (part[:150] for part in load_diabetes(return_X_y=True))

@@ -38,6 +38,8 @@ from converters.optimize import ML_DOMAIN
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = np.random.default_rng(0)
 N = 160
 # Integers over a power of two lie on the thresholds that a scaler rounds.

@@ -10,6 +10,8 @@ from edge_runtime.contract.profile import Profile
 from tests.simulators.streams import Traits
 from tests.support.looks import CONFIG, Fault, Fleet, index_of, judged, mapped, small, told
 
+pytestmark = pytest.mark.sampled(2)
+
 FLEET_KINDS = {"skew", "drift", "quality", "prediction", "performance"}
 START = 4
 HISTORY = {"reference_windows": 12, "windows": 7}

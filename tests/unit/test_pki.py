@@ -488,6 +488,7 @@ def test_the_list_of_devices_and_what_revoking_tells_the_operator_to_do(ca, tmp_
     assert rows[1]["serial"] in lines[1]
 
 
+@pytest.mark.slow
 def test_an_index_from_a_backup_takes_back_no_revocation_and_the_broker_learns_all(ca, tmp_path):
     run("device", ca, "pump-1", "--out", tmp_path / "a")
     backup = (ca / "index.json").read_bytes()

@@ -24,6 +24,8 @@ from edge_runtime.shadowing import DEATHS, FAULTS, LONGEST_PAUSE_SECONDS, Shadow
 from tests.support.strange_shadow import PADDING_BYTES
 from tests.support.tiny_models import categorical, classifier, regressor, several
 
+pytestmark = pytest.mark.sampled(2)
+
 PATIENCE_SECONDS = 30.0
 
 

@@ -20,6 +20,8 @@ from trainer.keyring import KEYS
 from trainer.publish import PublishError, Repository
 from trainer.store import LAST_CHANGE
 
+pytestmark = pytest.mark.sampled(3)
+
 RUN = CliRunner()
 
 

@@ -546,6 +546,7 @@ def test_garbage_on_stdin_is_no_job(module):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.attack("A96")
 def test_the_probe_bounds_its_own_cpu_time(tmp_path):
     data = artifact(**BIG)
