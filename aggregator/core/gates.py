@@ -119,7 +119,8 @@ def too_many_failed(rollout: Rollout, stand: Standing) -> str:
     if len(stand.failed) <= rollout.gates.max_failures:
         return ""
     who = "; ".join(f"{device} {reason}" for device, reason in stand.failed[:3])
-    return f"{len(stand.failed)} devices failed, {rollout.gates.max_failures} allowed: {who}"
+    count = len(stand.failed)
+    return f"{count} {'device' if count == 1 else 'devices'} failed, {rollout.gates.max_failures} allowed: {who}"
 
 
 def judge(rollout: Rollout, stand: Standing, evidence: Evidence, now_ns: int) -> Outcome:
