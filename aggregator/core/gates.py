@@ -120,7 +120,9 @@ def too_many_failed(rollout: Rollout, stand: Standing) -> str:
         return ""
     who = "; ".join(f"{device} {reason}" for device, reason in stand.failed[:3])
     count = len(stand.failed)
-    return f"{count} {'device' if count == 1 else 'devices'} failed, {rollout.gates.max_failures} allowed: {who}"
+    return (
+        f"{count} {'device' if count == 1 else 'devices'} failed, {rollout.gates.max_failures} allowed: {who}"
+    )
 
 
 def judge(rollout: Rollout, stand: Standing, evidence: Evidence, now_ns: int) -> Outcome:
