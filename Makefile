@@ -45,7 +45,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP) ## the whole loop on this machine (KEEP=1 keeps the work folder, JSON=file writes the result)
 	@$(BIN)/skiff demo $(if $(KEEP),--keep) $(if $(JSON),--json $(JSON))
 
-test: $(STAMP) ## the tests, without the long matrices (five to six minutes on two cores)
+test: $(STAMP) ## the tests, without the long matrices (five minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## every test, the long matrices and more random examples too (up to an hour on two cores)
