@@ -30,9 +30,11 @@ from edge_runtime.core.backoff import Every, next_delay_seconds
 from edge_runtime.core.probation import SAVE_SECONDS
 from edge_runtime.core.voice import Identity
 from edge_runtime.core.windowing import OpenWindow, close_window, is_due, open_window, publish_delay_ns
+from edge_runtime.engine import Engine
 from edge_runtime.keeper import Keeper
 from edge_runtime.loading import load_model
 from edge_runtime.runtime import Observation, Runtime
+from edge_runtime.trials import Trials
 from edge_runtime.updates import Updates
 from edge_runtime.watch import Watch
 
@@ -79,6 +81,7 @@ class Daemon:
         self._link: Uplink | None = None
         self._updates = Updates(config, wake=self._wake, killed=self._watch.note)
         self._shadowing: Shadowing | None = None
+        self._trials = Trials(load=self._load, rss_bytes=self._watch.rss_bytes)
         self._stop = threading.Event()
         self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
         self._notifier = Notifier(os.environ)
@@ -91,7 +94,6 @@ class Daemon:
         self._synced = self._read_clock()
         self._events: deque[core.AgentEvent] = deque()
         self._handling = False
-        self._sampled = (0, 0, 0.0)
         self._looks = Every(WATCH_SECONDS)
         self._clock_looks = Every(CLOCK_SECONDS)
         self._save_tries = Every(SAVE_SECONDS)
@@ -176,8 +178,10 @@ class Daemon:
         return True
 
     def _tick(self, now_seconds: float) -> None:
-        self._report_trial()
         runtime, window = self._runtime, self._window
+        if runtime is not None and (served := self._trials.report(runtime, self._agent.tried)):
+            self._handle(served)
+            runtime, window = self._runtime, self._window
         if runtime is not None and window is not None:
             times = {"wall_ns": time.time_ns(), "mono_ns": _boot_ns()}
             rows = runtime.rows
@@ -323,13 +327,16 @@ class Daemon:
         if sent:
             self._events.append(core.Sent(tuple(sent)))
 
+    def _load(self, digest: Digest) -> Engine:
+        return load_model(self._slots.blob(digest), digest, self._config)
+
     def _serve(self, digest: Digest | None) -> None:
         if digest is None:
             self._serve_none()
             return
         before = self._runtime.engine if self._runtime is not None else None
         try:
-            engine = load_model(self._slots.blob(digest), digest, self._config)
+            engine = self._load(digest)
             old = self._runtime.swap(engine) if self._runtime is not None else None
         except (ArtifactError, BudgetExceeded) as e:
             log.warning("model_broken digest=%s reason=%s", digest, e)
@@ -340,9 +347,9 @@ class Daemon:
         self._watch.hold(self._runtime)
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
-        self._runtime.incumbent = before if before is not None and before.digest != digest else None
-        self._measure(self._runtime)
-        self._sampled = (0, 0, time.monotonic())
+        self._trials.begin(
+            self._runtime, self._agent.tried, before=before, committed=self._agent.slots.committed
+        )
         self._window = self._open_window()
         self._disproved = False
         if self._feed is not None:
@@ -419,38 +426,6 @@ class Daemon:
                 correct=seen.correct,
             )
         )
-
-    # ── trials ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def _report_trial(self) -> None:
-        runtime = self._runtime
-        if runtime is None or not self._on_trial():
-            return
-        stats = runtime.trial_stats()
-        predictions, failed, since = self._sampled
-        now = time.monotonic()
-        self._sampled = (stats.predictions, stats.failed, now)
-        self._handle(
-            core.Served(
-                digest=runtime.digest,
-                predictions=stats.predictions - predictions,
-                failed=stats.failed - failed,
-                seconds=now - since,
-                cpu=stats.cpu,
-                incumbent_cpu=stats.incumbent_cpu,
-                rss_bytes=self._watch.rss_bytes(),
-            )
-        )
-        self._measure(runtime)
-
-    def _measure(self, runtime: Runtime) -> None:
-        """CPU times are taken during a trial only, and the incumbent is kept in memory that long."""
-        runtime.measure_cpu = self._on_trial()
-        if not runtime.measure_cpu:
-            runtime.incumbent = None
-
-    def _on_trial(self) -> bool:
-        return self._agent.tried is not None
 
     # ── what `skiffd --status` prints ──────────────────────────────────────────────────────────────────
 

@@ -24,7 +24,7 @@ from edge_runtime.contract.manifest import Label
 from edge_runtime.contract.profile import Profile
 from edge_runtime.engine import Block, Engine, Rows, Scores, building, counting, trim_memory
 from edge_runtime.schema import count_rows
-from edge_runtime.serving import RING_ROWS, Serving, check_same_stream, drained
+from edge_runtime.serving import RING_ROWS, Incumbent, Serving, check_same_stream, drained
 
 TURNS: Final = 8
 
@@ -81,17 +81,24 @@ class TrialStats:
 
     ``cpu`` has the thread's CPU time per row, one sample per call while `Runtime.measure_cpu` was set;
     ``incumbent_cpu`` that of `Runtime.incumbent`, for every eighth row instead of the candidate's. CPU time,
-    because wall time on a busy device condemns good models.
+    because wall time on a busy device condemns good models. ``refused_alone`` counts rows of calls that were answered
+    with `InputError`, and that `Runtime.incumbent` answers.
     """
 
     predictions: int
     failed: int
+    refused_alone: int
     cpu: LatencyHistogram
     incumbent_cpu: LatencyHistogram
 
 
 class _Packed(np.ndarray[Any, np.dtype[Any]]):
-    """A row that is packed already; what callers pass to a model with columns of categories is not."""
+    """A row that is packed already; what callers pass to a model with columns of categories is not.
+
+    ``given`` is what the caller passed.
+    """
+
+    given: Any
 
 
 class _Nothing(np.ndarray[Any, np.dtype[Any]]):
@@ -117,7 +124,8 @@ class Runtime:
 
     Attributes:
         measure_cpu: set it to have `predict` record the thread's CPU time for `trial_stats`.
-        incumbent: the engine to time beside the one in service while ``measure_cpu`` is set; its answers are dropped.
+        incumbent: the model to set beside the one in service while ``measure_cpu`` is set: its time, and which of the
+            rows that are refused it would have answered. Its answers are dropped.
         max_batch: larger batches are run in parts of so many rows, with the same answers; 0 for the engine's own limit.
 
     Raises:
@@ -143,6 +151,7 @@ class Runtime:
         "_predictions",
         "_queueing",
         "_refused",
+        "_refused_alone",
         "_row_type",
         "_schema",
         "_serving",
@@ -176,7 +185,7 @@ class Runtime:
         )
         self.max_batch = 0
         self.measure_cpu = False
-        self.incumbent: Engine | None = None
+        self.incumbent: Incumbent | None = None
         self._turn = 0
         self._clock_ns = clock_ns
         self._cpu_clock_ns = cpu_clock_ns
@@ -197,6 +206,7 @@ class Runtime:
         self._row_type = self._short_way()
         self._predictions = 0
         self._failed_before = 0
+        self._refused_alone = 0
         self._cpu = LatencyHistogram()
         self._cpu_ring = array("q")
         self._incumbent_cpu = LatencyHistogram()
@@ -302,7 +312,7 @@ class Runtime:
             try:
                 run()
             except Block.failures as e:
-                self._check(row[None])
+                self._check(row[None], rows)
                 self._fail(1, f"the graph failed on one row: {e}", e)
             except BudgetExceeded:
                 self._failed += 1
@@ -311,8 +321,8 @@ class Runtime:
             found = record[tops] if score_tops is None else record[tops] + record[score_tops]
             score = copy_score()
             if 0x7F in found or 0xFF in found:  # perhaps not finite: see `Serving`
-                self._check(row[None])
-                self._check_scores(serving, row[None], score[None])
+                self._check(row[None], rows)
+                self._check_scores(serving, row[None], score[None], rows)
             raw = serving.raw[0]
             if not 0 <= raw < serving.classes:
                 self._fail(1, f"the graph answered class {raw}; the manifest has {serving.classes}")
@@ -354,12 +364,8 @@ class Runtime:
         incumbent = self.incumbent
         if self._turn or incumbent is None:
             return True
-        with np.errstate(over="ignore"):
-            row = row.astype(incumbent.dtype, copy=False)
         before_ns = self._cpu_clock_ns()
-        try:
-            incumbent.run(row)
-        except (ArtifactError, BudgetExceeded):
+        if not incumbent.run(row):
             # There is nothing to compare with any more; the candidate is judged without it.
             self.incumbent = None
             return True
@@ -370,7 +376,7 @@ class Runtime:
         if self._shedding:
             n = count_rows(rows)
             with self._lock:
-                self._refuse("shed", n)
+                self._refuse("shed", n, None)
             raise BudgetExceeded(f"load is shed: {n} rows are not predicted; ask again later")
         with self._swapping:
             packed = self._schema.pack(rows)
@@ -380,30 +386,33 @@ class Runtime:
                 table, single = self._schema.convert(rows)
             except InputError as e:
                 with self._lock:
-                    self._refuse(e.reason, count_rows(rows))
+                    self._refuse(e.reason, count_rows(rows), rows)
                 raise
             if not single:
-                return self._predict_batch(table)
+                return self._predict_batch(table, rows)
             if not self._serving.offsets.size:
-                return self.predict(table[0].view(self._row_type))
-            label, score, raw, digest = self._predict_batch(table)
+                row = table[0].view(self._row_type)
+                if isinstance(row, _Packed):
+                    row.given = rows
+                return self.predict(row)
+            label, score, raw, digest = self._predict_batch(table, rows)
             return Prediction(label[0], score[0], raw[0], digest)  # type: ignore[index]
 
-    def _predict_batch(self, table: Rows) -> Prediction:
-        """Answers ``table`` (n, F), packed and nobody else's."""
+    def _predict_batch(self, table: Rows, given: Any) -> Prediction:
+        """Answers ``table`` (n, F), packed and nobody else's; ``given`` is what the caller passed."""
         if not self._lock.acquire(False):
             self._wait()
         try:
             start_ns = self._clock_ns()
             cpu_ns = self._cpu_clock_ns()
             serving = self._serving
-            self._check(table)
+            self._check(table, given)
             try:
                 raw, score = serving.engine.run(table, max_batch=self.max_batch)
             except (ArtifactError, BudgetExceeded):
                 self._failed += len(table)
                 raise
-            self._check_scores(serving, table, score)
+            self._check_scores(serving, table, score, given)
             if len(table):
                 self._flush_ring()  # rows are counted in the order they came
                 serving.count_later(table, raw, score)
@@ -449,6 +458,7 @@ class Runtime:
             return TrialStats(
                 predictions=self._predictions,
                 failed=self._failed_before + self._failed,
+                refused_alone=self._refused_alone,
                 cpu=self._cpu,
                 incumbent_cpu=self._incumbent_cpu,
             )
@@ -528,14 +538,14 @@ class Runtime:
         if self._incumbent_ring:
             self._incumbent_cpu = self._incumbent_cpu.merge(drained(self._incumbent_ring))
 
-    def _check(self, table: Rows) -> None:
+    def _check(self, table: Rows, given: Any) -> None:
         try:
             self._schema.check(table)
         except InputError as e:
-            self._refuse(e.reason, len(table))
+            self._refuse(e.reason, len(table), given)
             raise
 
-    def _check_scores(self, serving: Serving, table: Rows, scores: Scores) -> None:
+    def _check_scores(self, serving: Serving, table: Rows, scores: Scores, given: Any) -> None:
         """Refuses rows without an answer: a NaN among the scores (n, C) of a model whose pipeline never gives one."""
         if serving.undefined:
             return
@@ -545,11 +555,18 @@ class Runtime:
         i = int(missing.any(axis=1).argmax())
         where = f"row {i}: " if len(table) > 1 else ""
         columns = serving.without_answer(table[i])
-        self._refuse("undefined", len(table))
+        self._refuse("undefined", len(table), given)
         raise InputError("undefined", f"{where}{self._schema.no_answer(table[i], columns)}")
 
-    def _refuse(self, reason: str, rows: int) -> None:
+    def _refuse(self, reason: str, rows: int, given: Any) -> None:
+        """Counts the ``rows`` rows of a call with ``given``; None when nobody would have answered it."""
         self._refused[reason] = self._refused.get(reason, 0) + rows
+        incumbent = self.incumbent
+        if given is None or incumbent is None or not self.measure_cpu:
+            return
+        asked = given.given if isinstance(given, _Packed) else given
+        if incumbent.answers(asked, max_batch=self.max_batch):
+            self._refused_alone += rows
 
     def _fail(self, rows: int, problem: str, cause: Exception | None = None) -> NoReturn:
         self._failed += rows

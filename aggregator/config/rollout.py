@@ -84,6 +84,7 @@ def read_trial(f: Fields, d: TrialGate) -> TrialGate:
         predictions=f.integer("predictions", d.predictions),
         seconds=f.number("seconds", d.seconds, low=0.0),
         starts=f.integer("starts", d.starts, low=1, high=1000),
+        max_refused=f.number("max_refused", d.max_refused, low=0.0, high=1.0),
     )
     f.finish()
     return trial

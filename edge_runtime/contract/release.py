@@ -22,12 +22,14 @@ EVERYONE: Final = 1 << 64
 class TrialGate:
     """What a trial needs before it is committed: predictions and seconds inside the budgets.
 
-    ``starts`` is how many activations without progress a device allows before the previous model boots.
+    ``starts`` is how many activations without progress a device allows before the previous model boots. Of the rows it
+    is asked, a candidate may refuse ``max_refused`` that the model before it answers; with 1 they are counted only.
     """
 
     predictions: int = 200
     seconds: float = 5.0
     starts: int = 3
+    max_refused: float = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,14 @@ def desired(release: Release, device: DeviceId) -> Digest | None:
 
 
 def to_payload(release: Release) -> bytes:
-    """The canonical bytes that are signed. Without a shadow they are what they were before there was one."""
+    """The canonical bytes that are signed. What is left at its default is not in them if it came later."""
+    trial: dict[str, object] = {
+        "predictions": release.trial.predictions,
+        "seconds": release.trial.seconds,
+        "starts": release.trial.starts,
+    }
+    if release.trial.max_refused != TrialGate().max_refused:
+        trial["max_refused"] = release.trial.max_refused
     document: dict[str, object] = {
         "schema": SCHEMA,
         "fleet": release.fleet,
@@ -89,11 +98,7 @@ def to_payload(release: Release) -> bytes:
         "candidate": release.candidate or "",
         "incumbent": release.incumbent or "",
         "attempt": release.attempt,
-        "trial": {
-            "predictions": release.trial.predictions,
-            "seconds": release.trial.seconds,
-            "starts": release.trial.starts,
-        },
+        "trial": trial,
     }
     if release.shadow != ShadowGate():
         document["shadow"] = {
@@ -116,7 +121,7 @@ def from_payload(payload: bytes) -> Release:
     threshold = f.text("threshold", max_length=20)
     if not threshold.isdecimal() or int(threshold) > EVERYONE:
         raise f.fail("threshold", f"{threshold!r} is not a whole number of at most 2^64")
-    trial, shadow = f.section("trial", {}), f.section("shadow", {})
+    trial, shadow, usual = f.section("trial", {}), f.section("shadow", {}), TrialGate()
     return Release(
         fleet=ids.fleet_id(f.text("fleet")),
         cohort=ids.cohort_id(f.text("cohort")),
@@ -128,9 +133,10 @@ def from_payload(payload: bytes) -> Release:
         incumbent=_digest_or_none(f.text("incumbent", "")),
         attempt=f.integer("attempt", 1, low=1),
         trial=TrialGate(
-            predictions=trial.integer("predictions", 200),
-            seconds=trial.number("seconds", 5.0, low=0.0),
-            starts=trial.integer("starts", 3, low=1, high=1000),
+            predictions=trial.integer("predictions", usual.predictions),
+            seconds=trial.number("seconds", usual.seconds, low=0.0),
+            starts=trial.integer("starts", usual.starts, low=1, high=1000),
+            max_refused=trial.number("max_refused", usual.max_refused, low=0.0, high=1.0),
         ),
         shadow=ShadowGate(
             rows=shadow.integer("rows", 0),

@@ -97,6 +97,7 @@ class Served:
     """What the serving model did since the last report.
 
     ``cpu`` has the CPU time of its calls since it was loaded, ``incumbent_cpu`` that of the incumbent in between.
+    ``refused`` counts rows that it refused and the incumbent answers.
     """
 
     digest: Digest
@@ -106,6 +107,7 @@ class Served:
     cpu: LatencyHistogram
     rss_bytes: int
     incumbent_cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,7 @@ class Trial:
     ``compared`` and ``disagreed`` count them. ``starts_left`` activations without progress remain; ``progressed`` tells
     whether the last activation made any, so that a device switched off every night does not condemn a good model.
     ``cpu`` has the CPU time of its calls over all activations: a slow model is not judged afresh after every restart.
+    ``refused`` counts the rows that it refused and the committed model answers; they are no progress.
     """
 
     digest: Digest
@@ -109,8 +110,19 @@ class Trial:
     disagreed: int = 0
     progressed: bool = False
     predictions: int = 0
+    refused: int = 0
     seconds: float = 0.0
     cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses more of what the committed model answers than the gate allows.
+
+        As a share of the gate's predictions until so many rows were asked: rows that are refused one after the other
+        end a trial that no row can pass.
+        """
+        asked = max(self.gate.predictions, self.predictions + self.refused)
+        return self.refused > self.gate.max_refused * asked
 
     @property
     def passed(self) -> bool:
@@ -269,12 +281,20 @@ def activate(slots: SlotState) -> SlotState:
     return replace(slots, trial=replace(trial, starts_left=trial.starts_left - 1))
 
 
-def progress(slots: SlotState, *, predictions: int, seconds: float, cpu: LatencyHistogram) -> SlotState:
-    """Adds what the trial has served since the last call; ``cpu`` replaces the CPU times known so far."""
-    if slots.trial is None or predictions <= 0:
+def progress(
+    slots: SlotState, *, predictions: int, seconds: float, cpu: LatencyHistogram, refused: int = 0
+) -> SlotState:
+    """Adds what the trial has served since the last call, and ``refused``, see `Trial`.
+
+    ``cpu`` replaces the CPU times known so far.
+    """
+    if slots.trial is None or (predictions <= 0 and refused <= 0):
         return slots
+    counted = replace(slots.trial, refused=slots.trial.refused + refused)
+    if predictions <= 0:
+        return replace(slots, trial=counted)
     trial = replace(
-        slots.trial,
+        counted,
         progressed=True,
         predictions=slots.trial.predictions + predictions,
         seconds=slots.trial.seconds + seconds,
@@ -390,6 +410,7 @@ def to_document(slots: SlotState) -> dict[str, Any]:
                 "predictions": trial.gate.predictions,
                 "seconds": trial.gate.seconds,
                 "starts": trial.gate.starts,
+                "max_refused": trial.gate.max_refused,
             },
             "shadow": trial.shadow
             and {"rows": trial.shadow.rows, "max_disagreement": trial.shadow.max_disagreement},
@@ -398,6 +419,7 @@ def to_document(slots: SlotState) -> dict[str, Any]:
             "starts_left": trial.starts_left,
             "progressed": trial.progressed,
             "predictions": trial.predictions,
+            "refused": trial.refused,
             "seconds": trial.seconds,
             "cpu": latency_body(trial.cpu),
         },
@@ -454,6 +476,7 @@ def _trial(f: Fields) -> Trial:
             predictions=gate.integer("predictions"),
             seconds=gate.number("seconds"),
             starts=gate.integer("starts"),
+            max_refused=gate.number("max_refused", TrialGate().max_refused, low=0.0, high=1.0),
         ),
         shadow=_shadow(f),
         compared=f.integer("compared", 0),
@@ -461,6 +484,7 @@ def _trial(f: Fields) -> Trial:
         starts_left=f.integer("starts_left"),
         progressed=f.flag("progressed"),
         predictions=f.integer("predictions"),
+        refused=f.integer("refused", 0),
         seconds=f.number("seconds"),
         cpu=read_latency(f.section("cpu", {})),
     )

@@ -163,10 +163,16 @@ class Probation:
             predictions=event.predictions,
             seconds=event.seconds,
             cpu=self._cpu_before.merge(event.cpu),
+            refused=event.refused,
         )
         trial = self.slots.trial or before
         judged = trial.cpu.count >= min(TRIAL_MIN_SAMPLES, trial.gate.predictions)
         problems = [f"{event.failed} predictions failed in the engine"] if event.failed else []
+        if trial.refuses:
+            problems.append(
+                f"refused {trial.refused} live rows that the model before it answers, and answered "
+                f"{trial.predictions}; {trial.gate.max_refused:.0%} are allowed"
+            )
         if judged:
             allowed = on_trial(self._budget, event.incumbent_cpu)
             p99_ns = surest_p99_ns(trial.cpu)

@@ -40,6 +40,7 @@ def files() -> dict[str, bytes]:
     found = {f"{name}.msgpack": encode(message) for name, message in values.MESSAGES.items()}
     found["release.json"] = release.to_payload(values.RELEASE)
     found["release-shadow.json"] = release.to_payload(values.SHADOWED)
+    found["release-strict.json"] = release.to_payload(values.STRICT)
     found["facts.json"] = (json.dumps(facts(), indent=2, sort_keys=True) + "\n").encode()
     return found
 

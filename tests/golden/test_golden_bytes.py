@@ -102,6 +102,8 @@ def test_a_release_is_read_and_signed_over_the_same_bytes():
     assert release.to_payload(values.RELEASE) == kept("release.json")
     assert release.from_payload(kept("release-shadow.json")) == values.SHADOWED
     assert release.to_payload(values.SHADOWED) == kept("release-shadow.json")
+    assert release.from_payload(kept("release-strict.json")) == values.STRICT
+    assert release.to_payload(values.STRICT) == kept("release-strict.json")
 
 
 def test_layouts_and_places_in_a_rollout_stay_what_they_are():

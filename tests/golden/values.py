@@ -231,4 +231,7 @@ RELEASE: Final = Release(
     attempt=2,
     trial=TrialGate(predictions=500, seconds=2.5, starts=4),
 )
+STRICT: Final = replace(
+    RELEASE, revision=14, trial=TrialGate(predictions=500, seconds=2.5, max_refused=0.125)
+)
 SHADOWED: Final = replace(RELEASE, revision=13, shadow=ShadowGate(rows=200, max_disagreement=0.25))

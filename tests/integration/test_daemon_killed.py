@@ -97,7 +97,7 @@ POINTS = [
     *both("os:fsync", nth=5, how=TRIAL),
     *both(f"{E}.daemon:Daemon._serve", how=TRIAL),
     *both(f"{E}.engine:Engine.__init__", how=TRIAL),
-    *both(f"{E}.daemon:Daemon._report_trial", nth=3, how=TRIAL),
+    *both(f"{E}.trials:Trials.report", nth=3, how=TRIAL),
     *both(f"{E}.core.lifecycle:commit", how=TRIAL),
     *both(f"{E}.adapters.slots:Slots.write_record", nth=3, how=TRIAL),
     *both(f"{E}.adapters.slots:Slots.collect", how=TRIAL),

@@ -288,10 +288,11 @@ class Device(RuleBasedStateMachine):
             return
         self.do(UpdateEnded(ok=True, release=document, installed=action == "install", digest=wanted))
 
-    @rule(how=st.sampled_from(["good", "slow", "failed"]), predictions=st.integers(0, 300))
+    @rule(how=st.sampled_from(["good", "slow", "failed", "refuses"]), predictions=st.integers(0, 300))
     def serves(self, how, predictions):
         if self.loaded is None:
             return
+        boots = self.boots
         self.do(
             Served(
                 digest=self.loaded,
@@ -300,8 +301,13 @@ class Device(RuleBasedStateMachine):
                 seconds=1.0,
                 cpu=cpu(predictions, 9_000_000 if how == "slow" else 9_000),
                 rss_bytes=0,
+                refused=3 + predictions if how == "refuses" else 0,
             )
         )
+        if how == "refuses" and boots == self.boots:
+            assert self.agent.tried is None, (
+                "a candidate that refuses what the model before it answers goes on"
+            )
 
     @rule(worn=st.booleans())
     def model_fails_to_load(self, worn):

@@ -137,21 +137,24 @@ class Device:
         assert agent is not None
         self._later(BEAT_SECONDS, self._beat)
         if self.loaded is not None and self._shadowing is not None:
+            kind = world.kinds[self._shadowing]
             self._feed(
                 ev.Shadowed(
                     digest=self._shadowing,
                     rows=ROWS_PER_BEAT,
-                    disagreed=int(world.kinds[self._shadowing].disagrees * ROWS_PER_BEAT),
+                    disagreed=self._share(kind.disagrees + kind.refuses),
                 )
             )
         if self.agent is agent and self.loaded is not None and agent.slots.on_trial:
-            self._served += ROWS_PER_BEAT
             beside = agent.slots.committed
+            refused = self._share(world.kinds[self.loaded].refuses) if beside else 0
+            self._served += ROWS_PER_BEAT - refused
             self._feed(
                 ev.Served(
                     digest=self.loaded,
-                    predictions=ROWS_PER_BEAT,
+                    predictions=ROWS_PER_BEAT - refused,
                     failed=0,
+                    refused=refused,
                     seconds=BEAT_SECONDS,
                     cpu=world.kinds[self.loaded].cpu_times(self._served),
                     incumbent_cpu=world.kinds[beside].cpu_times(MIN_COMPARED)
@@ -170,6 +173,10 @@ class Device:
         self._feed(ev.Ticked())
         if world.chance(world.faults.breaks):
             self.lose_link()
+
+    @staticmethod
+    def _share(share: float) -> int:
+        return int(share * ROWS_PER_BEAT)
 
     def _feed(self, event: ev.AgentEvent) -> None:
         queue, life, world = deque([event]), self._lives, self._world

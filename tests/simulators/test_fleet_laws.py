@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from aggregator.core import rollout
 from tests.simulators.fleet import Fleet
-from tests.simulators.world import CRASHES, GOOD, HARSH, ROUGH, SLOW_IN_PROBE, SLOW_ON_TRIAL, Faults
+from tests.simulators.world import CRASHES, GOOD, HARSH, REFUSES, ROUGH, SLOW_IN_PROBE, SLOW_ON_TRIAL, Faults
 from tests.support.device import A, B, C
 
-BAD = (SLOW_IN_PROBE, SLOW_ON_TRIAL, CRASHES)
+BAD = (SLOW_IN_PROBE, SLOW_ON_TRIAL, CRASHES, REFUSES)
 
 
 def story(seed, size, kind, faults, chaos_seconds):

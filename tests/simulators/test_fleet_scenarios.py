@@ -16,6 +16,7 @@ from tests.simulators.world import (
     DIES_IN_SHADOW,
     DISAGREES,
     GOOD,
+    REFUSES,
     ROUGH,
     SLOW_IN_PROBE,
     SLOW_ON_TRIAL,
@@ -98,7 +99,7 @@ def test_a_halt_in_the_middle_brings_everybody_back():
 BAD = {"slow in the probe": SLOW_IN_PROBE, "slow on trial": SLOW_ON_TRIAL, "crashes": CRASHES}
 
 
-BESIDE_ANOTHER = {**BAD, "dies in the shadow": DIES_IN_SHADOW}
+BESIDE_ANOTHER = {**BAD, "dies in the shadow": DIES_IN_SHADOW, "refuses rows": REFUSES}
 
 
 @pytest.mark.parametrize("kind", BESIDE_ANOTHER.values(), ids=BESIDE_ANOTHER.keys())

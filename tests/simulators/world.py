@@ -53,6 +53,7 @@ class Kind:
     cpu_ns: int = 50_000
     crashes: bool = False
     disagrees: float = 0.0
+    refuses: float = 0.0
     dies_in_shadow: bool = False
 
     def cpu_times(self, calls: int) -> LatencyHistogram:
@@ -68,6 +69,7 @@ SLOW_ON_TRIAL = Kind(cpu_ns=10_000_000)
 CRASHES = Kind(crashes=True)
 DIES_IN_SHADOW = Kind(dies_in_shadow=True)
 DISAGREES = Kind(disagrees=0.5)
+REFUSES = Kind(refuses=0.5)
 
 
 class World:

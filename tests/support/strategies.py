@@ -199,6 +199,7 @@ releases = st.builds(
         predictions=counts,
         seconds=st.floats(0, 1e9),
         starts=st.integers(1, 1000),
+        max_refused=st.floats(0, 1),
     ),
 )
 

@@ -44,7 +44,7 @@ from edge_runtime.core.events import (
     update_ended,
     update_phase,
 )
-from edge_runtime.core.lifecycle import SlotState, begin_trial, refuse
+from edge_runtime.core.lifecycle import SlotState, begin_trial, from_document, refuse, to_document
 from edge_runtime.core.offers import MAX_OFFERS
 from edge_runtime.core.probation import PROGRESS_SECONDS, SAVE_SECONDS
 from tests.support.device import (
@@ -688,6 +688,11 @@ def test_a_trial_inside_its_budget_is_committed():
     ("evidence", "reason"),
     [
         ({"failed": 1}, "1 predictions failed in the engine"),
+        (
+            {"refused": 3},
+            "refused 3 live rows that the model before it answers, and answered 100; 1% are allowed",
+        ),
+        ({"refused": 3, "predictions": 0}, "refused 3 live rows that the model before it answers"),
         ({"each_ns": 9_000_000, "predictions": 200}, "predict p99 of"),
         ({"rss_bytes": 101, "predictions": 200}, "RSS of"),
     ],
@@ -701,6 +706,31 @@ def test_a_trial_that_breaks_a_gate_is_rolled_back(evidence, reason):
     assert bench.one(Serve) == Serve(A)
     assert reason in bench.notes["rolled_back"]["reason"]
     assert (bench.report.state, bench.report.outcome) == ("rolled_back", "rolled_back")
+
+
+@pytest.mark.parametrize(("max_refused", "kept"), [(0.0, False), (0.01, False), (0.05, True), (1.0, True)])
+def test_how_many_rows_a_candidate_may_refuse_alone_is_a_share_of_all_it_is_asked(max_refused, kept):
+    bench = Bench()
+    bench.try_out(trial=TrialGate(predictions=200, seconds=1e9, max_refused=max_refused))
+    bench.serve(predictions=0, refused=2)  # of the 200 that are to come
+    assert (bench.trial is not None) is (max_refused > 0.0)
+    bench.serve(predictions=956, refused=1)
+    bench.serve(predictions=0, refused=45)
+    assert (bench.trial is not None) is kept
+    if kept:
+        assert (bench.trial.predictions, bench.trial.refused) == (956, 48)
+
+
+def test_refused_rows_are_no_progress_and_outlive_a_restart():
+    bench = Bench()
+    bench.try_out()
+    bench.serve(predictions=0, refused=1, after=20.0)
+    saved = bench.one(Save).slots
+    assert (saved.trial.refused, saved.trial.progressed) == (1, False)
+    again = Bench(from_document(to_document(saved), MODEL))
+    assert again.trial.starts_left == saved.trial.starts_left - 1
+    again.serve(predictions=10, refused=2)
+    assert again.notes["rolled_back"]["reason"].startswith("refused 3 live rows")
 
 
 @pytest.mark.parametrize(("incumbent_ns", "kept"), [(4_000_000, True), (1_000_000, False)])

@@ -16,7 +16,7 @@ from edge_runtime.contract.manifest import agrees
 from edge_runtime.contract.profile import Binner, class_counts
 from edge_runtime.engine import Block, Engine
 from edge_runtime.runtime import Runtime
-from edge_runtime.serving import RING_ROWS
+from edge_runtime.serving import RING_ROWS, Incumbent
 from tests.support.tiny_models import classifier, regressor
 
 TINY = classifier(missing=("b",))
@@ -515,7 +515,7 @@ def test_class_counts_follow_the_labels():
 def test_an_incumbent_is_timed_on_every_eighth_row_instead_of_the_candidate():
     runtime = built(cpu_clock_ns=Clock())
     runtime.measure_cpu = True
-    runtime.incumbent = Engine(TINY.artifact)
+    runtime.incumbent = Incumbent(Engine(TINY.artifact))
     for row in rows_of(TINY, 80):
         runtime.predict(row)
     stats = runtime.trial_stats()
@@ -525,13 +525,71 @@ def test_an_incumbent_is_timed_on_every_eighth_row_instead_of_the_candidate():
 def test_an_incumbent_that_fails_costs_no_prediction():
     runtime = built()
     runtime.measure_cpu = True
-    runtime.incumbent = Engine(TINY.artifact)
-    runtime.incumbent.close()
+    runtime.incumbent = Incumbent(Engine(TINY.artifact))
+    runtime.incumbent.engine.close()
     for row in rows_of(TINY, 20):
         runtime.predict(row)
     stats = runtime.trial_stats()
     assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
     assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
+
+
+ROW = rows_of(TINY, 1)[0]
+GAP = np.array([ROW[0], np.nan, ROW[2]], np.float32)
+NAMED = dict(zip("abc", ROW.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "alone"),
+    [
+        (GAP, 1),
+        (GAP.astype(np.float64), 1),
+        (GAP.tolist(), 1),
+        ({name: value for name, value in NAMED.items() if name != "b"}, 1),
+        (np.stack([ROW, GAP, ROW]), 3),  # a call is answered whole or not at all
+        ([NAMED, {**NAMED, "b": None}], 2),
+        (np.full_like(ROW, np.nan), 0),  # the incumbent, too, refuses
+        (ROW[:-1], 0),
+        ({**NAMED, "d": 1.0}, 0),
+        ("no row", 0),
+        (ROW, None),  # the candidate answers
+    ],
+)
+def test_rows_that_only_the_candidate_refuses_are_counted(rows, alone):
+    strict = classifier()
+    runtime = built(strict)
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
+    if alone is None:
+        runtime.predict(rows)
+    else:
+        with pytest.raises(InputError):
+            runtime.predict(rows)
+    assert runtime.trial_stats().refused_alone == (alone or 0)
+    runtime.measure_cpu = False
+    if alone:
+        with pytest.raises(InputError):
+            runtime.predict(rows)
+        assert runtime.trial_stats().refused_alone == alone, "nobody is on trial any more"
+    runtime.swap(Engine(TINY.artifact))
+    assert runtime.trial_stats().refused_alone == 0
+
+
+def test_rows_that_are_shed_are_not_held_against_the_candidate():
+    runtime = built()
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
+    runtime.shedding = True
+    with pytest.raises(BudgetExceeded):
+        runtime.predict(ROW)
+    assert runtime.trial_stats().refused_alone == 0
+
+
+def test_an_incumbent_that_fails_answers_nothing():
+    runtime = built(classifier())
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
+    runtime.incumbent.engine.close()
+    with pytest.raises(InputError):
+        runtime.predict(GAP)
+    assert runtime.trial_stats().refused_alone == 0
 
 
 def test_an_incumbent_that_takes_too_long_costs_no_prediction():
@@ -541,7 +599,7 @@ def test_an_incumbent_that_takes_too_long_costs_no_prediction():
 
     runtime = built()
     runtime.measure_cpu = True
-    runtime.incumbent = Slow(TINY.artifact)
+    runtime.incumbent = Incumbent(Slow(TINY.artifact))
     rows = rows_of(TINY, 20)
     assert [runtime.predict(row).raw for row in rows] == [built().predict(row).raw for row in rows]
     stats = runtime.trial_stats()

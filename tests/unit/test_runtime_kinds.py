@@ -15,7 +15,7 @@ from edge_runtime.contract.profile import class_counts, column_counts
 from edge_runtime.engine import Engine
 from edge_runtime.probe import check_golden
 from edge_runtime.runtime import Runtime
-from edge_runtime.serving import RING_ROWS
+from edge_runtime.serving import RING_ROWS, Incumbent
 from tests.support.tiny_models import categorical, classifier, regressor, sealed, several
 
 COLOUR = Feature(
@@ -266,11 +266,43 @@ def test_a_wider_model_can_be_swapped_in_and_timed_beside_a_narrow_one():
     row = rows_of(WIDE, 1)[0]
     assert np.array_equal(runtime.predict(row).score, Engine(WIDE.artifact).run(row)[1][0])
     assert runtime.predict(row.astype(np.float32)).model == WIDE.digest
-    runtime.measure_cpu, runtime.incumbent = True, Engine(narrow.artifact)
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(narrow.artifact))
     for _ in range(16):
         runtime.predict(row)
     stats = runtime.trial_stats()
     assert (stats.predictions, stats.cpu.count, stats.incumbent_cpu.count) == (18, 14, 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "alone"),
+    [
+        ({"colour": "blue", "size": 1.0}, 1),  # the candidate does not know the colour
+        ({"colour": "red", "size": None}, 0),
+        ({"colour": None, "size": 1.0}, 1),
+        (["blue", 1.0], 1),
+        (["mauve", 1.0], 1),
+        ([["red", 1.0], ["blue", 2.0]], 2),
+        (pd.DataFrame({"size": [1.0], "colour": ["green"]}), 1),
+    ],
+)
+def test_a_category_that_only_the_candidate_refuses_is_counted(row, alone):
+    narrow = categorical(Feature(name="colour", kind="category", vocabulary=("red",)), SIZE)
+    runtime = Runtime(narrow.artifact)
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(SHOP.artifact))
+    with pytest.raises(InputError):
+        runtime.predict(row)
+    assert runtime.trial_stats().refused_alone == alone
+
+
+def test_rows_without_an_answer_count_when_the_incumbent_has_one():
+    answering, refusing = classifier(missing=("b",)), replace(classifier(missing=("b",)), refuses=True)
+    gap = np.array([0.0, np.nan, 0.0], np.float32)
+    for incumbent, alone in ((answering, 1), (refusing, 0)):
+        runtime = Runtime(refusing.artifact)
+        runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(incumbent.artifact))
+        with pytest.raises(InputError, match="no answer"):
+            runtime.predict(gap)
+        assert runtime.trial_stats().refused_alone == alone
 
 
 # ── other answers ──────────────────────────────────────────────────────────────────────────────────────

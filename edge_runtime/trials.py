@@ -1,0 +1,73 @@
+"""A candidate on trial as the daemon sees it: beside whom it is measured, and what it has done."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.contract.errors import ArtifactError, BudgetExceeded
+from edge_runtime.contract.ids import Digest
+from edge_runtime.core import events as core
+from edge_runtime.engine import Engine
+from edge_runtime.runtime import Runtime, TrialStats
+from edge_runtime.serving import Incumbent
+
+log = logging.getLogger("skiffd")
+
+
+class Trials:
+    """Not thread-safe. ``load`` makes an engine of a model, ``rss_bytes`` reads the resident memory.
+
+    CPU times are taken during a trial only, and the incumbent is kept in memory that long.
+    """
+
+    def __init__(self, *, load: Callable[[Digest], Engine], rss_bytes: Callable[[], int]) -> None:
+        self._load: Final = load
+        self._rss_bytes: Final = rss_bytes
+        self._before: TrialStats | None = None
+        self._since = 0.0
+        self._to_load: Digest | None = None
+
+    def begin(
+        self, runtime: Runtime, tried: Digest | None, *, before: Engine | None, committed: Digest | None
+    ) -> None:
+        """A model was put into ``runtime``: ``tried``, or none on trial. ``before`` is the engine that it replaced.
+
+        After a start there is none: the incumbent is loaded when the candidate answers already.
+        """
+        self._before, self._since, self._to_load = None, time.monotonic(), None
+        runtime.measure_cpu, runtime.incumbent = tried is not None, None
+        if tried is None or committed is None:
+            return
+        if before is not None and before.digest == committed:
+            runtime.incumbent = Incumbent(before)
+        else:
+            self._to_load = committed
+
+    def report(self, runtime: Runtime, tried: Digest | None) -> core.Served | None:
+        """What the model on trial did since the last call; None while none is."""
+        if tried is None:
+            runtime.measure_cpu, runtime.incumbent, self._to_load = False, None, None
+            return None
+        if self._to_load is not None:
+            committed, self._to_load = self._to_load, None
+            runtime.incumbent = self._incumbent(committed)
+        stats, before, now = runtime.trial_stats(), self._before, time.monotonic()
+        since, self._before, self._since = self._since, stats, now
+        return core.Served(
+            digest=runtime.digest,
+            predictions=stats.predictions - (before.predictions if before else 0),
+            failed=stats.failed - (before.failed if before else 0),
+            refused=stats.refused_alone - (before.refused_alone if before else 0),
+            seconds=now - since,
+            cpu=stats.cpu,
+            incumbent_cpu=stats.incumbent_cpu,
+            rss_bytes=self._rss_bytes(),
+        )
+
+    def _incumbent(self, committed: Digest) -> Incumbent | None:
+        try:
+            return Incumbent(self._load(committed))
+        except (ArtifactError, BudgetExceeded) as e:
+            log.warning("not_compared committed=%s reason=%s", committed, e)
+            return None
