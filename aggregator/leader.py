@@ -4,30 +4,30 @@ Everything here is written by the leader alone; `aggregator.service` says who th
 """
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from aggregator.adapters.hooks import Hook, HookResult
 from aggregator.adapters.published import is_published
 from aggregator.adapters.registry import Registry
-from aggregator.adapters.signer import Signer
+from aggregator.adapters.signer import Director
+from aggregator.arms import Arms
 from aggregator.config import AggregatorConfig
 from aggregator.core import coordinator as core
-from aggregator.core import presence
-from aggregator.core.gates import Evidence
+from aggregator.core import presence, requests
 from aggregator.monitor import Monitor
-from aggregator.records import DeviceRecord, Selection, SinkState
+from aggregator.records import DeviceRecord, SinkState
 from aggregator.stores import LedgerStore, StoreError, WindowStore
 from aggregator.teller import Teller
 from edge_runtime.contract import topics
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import LinkError
-from edge_runtime.contract.ids import DeviceId, RolloutId, SessionId
+from edge_runtime.contract.ids import DeviceId, SessionId
 from edge_runtime.contract.messages import Command, Status
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core.backoff import Every
@@ -37,57 +37,13 @@ PRUNE_SECONDS: Final = 3600.0
 STORED_SECONDS: Final = 1.0
 DOUBTED_ASKS: Final = 3
 """How often a device whose presence is in doubt is asked before its silence counts."""
-LATENCY_WINDOWS: Final = 500
-"""Latencies of an arm are read from so many of its newest windows: each is a histogram of its own."""
-REST: Final = 9.0
-"""After the gates' questions the store rests for so many times as long as they took: they get a tenth of the time."""
+QUIET_NS: Final = 600 * 1_000_000_000
+"""Who is online and was not heard for so long is asked: twice what a window lasts by default."""
+MOST_DOUBTED: Final = 50
+"""So many more are asked in one turn, so that a fleet without rows is asked over minutes."""
+TWINS_SECONDS: Final = 600.0
 
 log = logging.getLogger(__name__)
-
-
-class Arms:
-    """What the gates want to know of the telemetry store: the windows of each rollout's arms.
-
-    That takes the longer the more devices there are and the longer a stage lasts. So what was found stands for a
-    while, unless another stage begins: in a small fleet for less than a tick, in one where it takes a second for nine.
-    """
-
-    def __init__(self, windows: WindowStore, clock: Callable[[], float] = time.monotonic) -> None:
-        self._windows = windows
-        self._clock = clock
-        self._found: dict[core.Ask, tuple[Evidence, float]] = {}
-
-    def evidence(self, asks: Iterable[core.Ask]) -> dict[RolloutId, Evidence]:
-        """What is known for each of ``asks``."""
-        found = {}
-        for ask in asks:
-            stage = replace(ask, devices=())  # a device that joins does not make it another question
-            kept = self._found.get(stage)
-            if kept is None or self._clock() >= kept[1]:
-                began = self._clock()
-                evidence = self._ask(ask)
-                ended = self._clock()
-                kept = evidence, ended + REST * (ended - began)
-            found[stage] = kept
-        self._found = found
-        return {stage.rollout: evidence for stage, (evidence, _) in found.items()}
-
-    def _ask(self, ask: core.Ask) -> Evidence:
-        # A stage that lasts longer than retention is judged by what is left of it.
-        arm = partial(Selection, devices=ask.devices, leave_out_cut_days=True)
-        arms = [arm(digest=ask.candidate, since_ns=ask.candidate_since_ns)]
-        if ask.incumbent is not None:
-            arms.append(arm(digest=ask.incumbent, since_ns=ask.incumbent_since_ns))
-        totals = [self._windows.totals(arm) for arm in arms]
-        latency = [self._windows.latency(replace(arm, last=LATENCY_WINDOWS)) for arm in arms]
-        if ask.incumbent is None:
-            return Evidence(candidate=totals[0], candidate_latency=latency[0])
-        return Evidence(
-            candidate=totals[0],
-            control=totals[1],
-            candidate_latency=latency[0],
-            control_latency=latency[1],
-        )
 
 
 class Leader:
@@ -102,7 +58,7 @@ class Leader:
         config: AggregatorConfig,
         link: Link,
         *,
-        signer: Signer | None,
+        director: Director,
         ledger: LedgerStore,
         windows: WindowStore,
         registry: Registry,
@@ -111,12 +67,11 @@ class Leader:
     ) -> None:
         self._config = config
         self._link = link
-        self._signer = signer
+        self._director = director
         self._ledger = ledger
         self._windows = windows
         self._arms = Arms(windows)
         self._registry = registry
-        self._metadata = config.registry.parent / "metadata"  # where the registry is a publisher's repository
         self._wall_ns = wall_ns
         self._topics = Topics(config.fleet)
         self._rng = random.Random()  # noqa: S311 (no secret)
@@ -128,6 +83,10 @@ class Leader:
         )
         self._hook_over: tuple[HookResult, str] | None = None
         self._asked: dict[DeviceId, float] = {}
+        self._sent_ns: dict[DeviceId, int] = {}
+        self._began_ns = wall_ns()
+        self._twins: dict[DeviceId, float] = {}
+        self._hears_since_ns = wall_ns()
         self._rollouts = Every(config.rollout.tick_seconds)
         self._drift = Every(config.drift.check_seconds)
         self._prune = Every(PRUNE_SECONDS)
@@ -149,7 +108,6 @@ class Leader:
             tracks=ledger.tracks(),
             revisions=ledger.revisions(),
             devices=self._devices.values(),
-            can_sign=self._signer is not None,
         )
         if not self._hook.busy and self._hook_over is None:
             self._resume_hooks()
@@ -172,6 +130,10 @@ class Leader:
     def devices(self) -> tuple[DeviceRecord, ...]:
         """What is known of every device."""
         return tuple(self._devices.values())
+
+    def sent_ns(self, device: DeviceId) -> int:
+        """When the device's newest window or event came, or this leader began, whichever is later, as wall time."""
+        return self._sent_ns.get(device, self._began_ns)
 
     @property
     def sinks(self) -> tuple[SinkState, ...]:
@@ -230,10 +192,27 @@ class Leader:
         for status in statuses:
             before = self._devices.get(status.device)
             record = presence.apply(before, status, now_ns)
+            if presence.is_shared(before, record):
+                self._warn_of_twins(status.device)
             if record is not before:
                 self._devices[status.device] = changed[status.device] = record
         self._put(changed.values())
         return list(changed.values())
+
+    def _warn_of_twins(self, device: DeviceId) -> None:
+        """Two that take turns would fill the log."""
+        now = time.monotonic()
+        if now >= self._twins.get(device, -math.inf) + TWINS_SECONDS:
+            self._twins[device] = now
+            log.warning(
+                "two machines use this id device=%s: a session that another had replaced speaks again; stop one of "
+                "them, or enrol it under a name of its own",
+                device,
+            )
+
+    def deaf(self, now_ns: int) -> None:
+        """Nothing can be heard now, so nobody is silent."""
+        self._hears_since_ns = now_ns
 
     def _put(self, records: Iterable[DeviceRecord]) -> None:
         records = list(records)
@@ -245,6 +224,7 @@ class Leader:
     def question(self, senders: Iterable[tuple[DeviceId, SessionId]], now_ns: int) -> None:
         """Asks devices to say who they are when what they send does not fit what is known of them."""
         for device, session in senders:
+            self._sent_ns[device] = now_ns
             record = self._devices.get(device)
             if record is None or not record.online:
                 self._rebirth(device)
@@ -260,6 +240,7 @@ class Leader:
             record = self._devices.get(device)
             if number <= self._questioned:
                 continue
+            self._sent_ns[device] = now_ns
             if record is None or not record.online:
                 self._rebirth(device)
             else:
@@ -290,25 +271,36 @@ class Leader:
 
     def _tick(self) -> None:
         now_ns = self._wall_ns()
+        if self._director.look():
+            self._decide(core.Connected(), now_ns)
         self._settle_presence(now_ns)
         for request in self._ledger.pending():
-            candidate = core.candidate_of(request)
+            candidate = requests.candidate_of(request)
             info = self._registry.info(candidate, now=True) if candidate is not None else None
             artifact = info.manifest.name if info is not None else None
-            published = is_published(self._metadata, candidate) if candidate is not None else None
-            namesake = self._ledger.rollout(core.name_of(request))
-            self._decide(core.RequestSeen(request, artifact, published, namesake), now_ns)
+            published = is_published(self._config.metadata, candidate) if candidate is not None else None
+            namesake = self._ledger.rollout(requests.name_of(request))
+            self._decide(
+                core.RequestSeen(request, artifact, published, namesake, self._director.trouble), now_ns
+            )
         self._decide(core.Tick(self._arms.evidence(self._coordinator.asks)), now_ns)
         self._run_hooks()
 
     def _settle_presence(self, now_ns: int) -> None:
         patience_ns = int(DOUBTED_ASKS * self._config.ingest.rebirth_seconds * 1e9)
-        silent = []
-        for record in self._devices.values():
+        if not self._link.connected:
+            self.deaf(now_ns)  # nobody can be asked
+        silent, room = [], MOST_DOUBTED
+        for device, record in tuple(self._devices.items()):
+            if room:
+                known = record
+                record = presence.doubt_silent(known, now_ns, self._hears_since_ns, QUIET_NS)  # noqa: PLW2901
+                self._devices[device] = record
+                room -= record is not known
             if record.doubted_ns:
                 self._rebirth(record.device)
                 settled = presence.settle(record, now_ns, patience_ns)
-                if settled is not record:
+                if settled is not record and now_ns - self._hears_since_ns >= patience_ns:
                     silent.append(settled)
         self._devices.update((record.device, record) for record in silent)
         self._put(silent)
@@ -318,7 +310,7 @@ class Leader:
     def _decide(self, event: core.Event, now_ns: int) -> None:
         """Hands the event to the coordinator and performs its actions: save in one transaction, then publish."""
         actions = self._coordinator.handle(event, now_ns)
-        kept = [action for action in actions if not isinstance(action, core.Publish)]
+        kept = [action for action in actions if not isinstance(action, core.Publish | core.Warn)]
         if kept:
             with self._ledger.transaction():
                 for change in kept:
@@ -327,6 +319,8 @@ class Leader:
             match action:
                 case core.Audit(e):
                     log.info("audit what=%r who=%r rollout=%s why=%r", e.what, e.who, e.rollout, e.why)
+                case core.Warn(text):
+                    log.warning("releases %s", text)
                 case core.Publish():
                     self._publish(action)
                 case _:
@@ -343,12 +337,13 @@ class Leader:
 
     def _publish(self, action: core.Publish) -> None:
         release = action.release
-        if self._signer is None:
+        signed = self._director.sign(release)
+        if signed is None:
             log.error(
                 "release_unsigned model=%s revision=%d: set director_key", release.model, release.revision
             )
             return
-        payload = encode(self._signer.sign(release))
+        payload = encode(signed)
         topic = self._topics.release(release.cohort, release.model)
         log.info(
             "release cohort=%s model=%s rollout=%s revision=%d threshold=%d",

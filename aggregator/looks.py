@@ -80,7 +80,8 @@ class Familiar:
 
     ``sd_ratio`` is the fleet's standard deviation in the reference's. ``cut`` is the value where the distributions
     differ most and ``below`` the shares at or below it (reference, fleet); ``missing``, ``non_finite`` and
-    ``repeated`` are the shares of all rows (reference, fleet).
+    ``repeated`` are the shares of all rows (reference, fleet). All but these are NaN where one of the two has no finite
+    value.
     """
 
     psi: float
@@ -147,7 +148,8 @@ class Alarm:
     ``kind`` is one of skew, drift, sensor, quality, prediction, performance; ``feature`` is None for the last two, and
     where the model refuses rows.
     ``devices`` are those concerned. ``severity`` is ``page`` or ``ticket``. ``why`` is one sentence; ``evidence`` is
-    the same in data, by name.
+    the same in data, by name. While it is open, these are of the newest look that moved; of the answers of a whole
+    cohort they stay those of the look that opened it.
     """
 
     kind: str

@@ -1,12 +1,13 @@
 """The fleet at one moment, asked of the stores for whoever shows it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from aggregator.core.accuracy import by_model
 from aggregator.records import DeviceRecord, Outlook, Selection
 from aggregator.stores import LedgerStore, WindowStore
+from edge_runtime.contract.ids import DeviceId
 
 QUANTILES: Final = (0.5, 0.9, 0.99)
 LATENCY_WINDOWS: Final = 200
@@ -23,12 +24,14 @@ def outlook(
     windows: WindowStore,
     devices: Iterable[DeviceRecord],
     *,
-    now_ns: int,
-    silent_seconds: float,
+    sent_ns: Callable[[DeviceId], int],
+    silent_before_ns: int,
 ) -> Outlook:
-    """Counts what stands; takes milliseconds, whatever the stores hold."""
+    """Counts what stands; takes milliseconds, whatever the stores hold.
+
+    Silent is who is online and sent the last window or event, at ``sent_ns``, before ``silent_before_ns``.
+    """
     records = tuple(devices)
-    heard_ns = now_ns - int(silent_seconds * 1e9)
     online = [record for record in records if record.online]
     served = {(record.device, report.serving) for record in online for report in record.models}
     tracks = ledger.tracks()
@@ -47,7 +50,7 @@ def outlook(
     return Outlook(
         known=len(records),
         online=len(online),
-        silent=sum(record.last_seen_ns < heard_ns for record in online),
+        silent=sum(sent_ns(record.device) < silent_before_ns for record in online),
         store=windows.figures(),
         verdicts=tuple((kind, outcome, n) for (kind, outcome), n in sorted(verdicts.items())),
         incidents=tuple((kind, severity, n) for (kind, severity), n in sorted(incidents.items())),

@@ -10,6 +10,8 @@ from edge_runtime.contract.release import Release, ShadowGate, TrialGate
 
 COHORT_ATTRIBUTE: Final = "cohort"
 DEFAULT_COHORT: Final = "main"
+SKIPPED_REVISIONS: Final = 1000
+"""Releases that a ledger may have forgotten. Devices ignore one that is older than what they know."""
 
 # ── telemetry ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,9 +238,10 @@ class LeaseLost(SkiffError):
 class DeviceRecord:
     """What is known of a device from its status messages.
 
-    ``seq`` is the highest number among the births of ``session``, -1 when only its death was seen. ``ended``
-    holds sessions that a newer one has replaced, newest last. ``doubted_ns`` is when a message contradicted
-    this record, 0 when none did. ``last_exit``, ``restarts`` and ``clock`` are what its last birth said.
+    ``seq`` is the highest number among the births of ``session``, -1 when only its death was seen. ``ended`` holds
+    sessions that another has replaced, newest last, each with its highest number (-1: unknown). ``doubted_ns`` is when
+    a message or silence contradicted this record, 0 when neither did. ``last_exit``, ``restarts`` and ``clock`` are
+    what its last birth said.
     """
 
     device: DeviceId
@@ -248,7 +251,7 @@ class DeviceRecord:
     attributes: tuple[tuple[str, str], ...] = ()
     models: tuple[ModelReport, ...] = ()
     last_seen_ns: int = 0
-    ended: tuple[SessionId, ...] = ()
+    ended: tuple[tuple[SessionId, int], ...] = ()
     doubted_ns: int = 0
     last_exit: str = ""
     restarts: int = 0
@@ -272,7 +275,7 @@ class DeviceRecord:
 class Outlook:
     """The fleet as its leader sees it at one moment, counted by what is few: never by device.
 
-    ``silent`` devices are online and were not heard for a while. ``verdicts`` counts what stands by (kind, outcome),
+    ``silent`` devices are online and sent no window for a while. ``verdicts`` counts what stands by (kind, outcome),
     ``incidents`` the open ones by (kind, severity), ``retrains`` requests by state, ``rollouts`` each track's newest by
     state. ``latency`` holds (model, quantile, nanoseconds) of a model's newest windows among the fleet's newest,
     ``accuracies`` what is known of the right answers of each artifact that is served.

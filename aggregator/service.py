@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from aggregator.adapters.exposition import Exposition
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.registry import Registry
-from aggregator.adapters.signer import Signer
+from aggregator.adapters.signer import Director
 from aggregator.adapters.sinks import sinks
 from aggregator.adapters.windows import Windows
 from aggregator.config import AggregatorConfig, BrokerConfig, IdentityConfig
@@ -63,7 +63,7 @@ class Service:
         self._config = config
         self._wall_ns = wall_ns
         self._topics = Topics(config.fleet)
-        self._signer = Signer(config.director_key) if config.director_key is not None else None
+        self._director = Director(config.director_key, config.metadata)
         self._ledger = Ledger(config.ledger_at)
         self._windows = Windows(config.windows_path, dead_letters=config.ingest.dead_letters)
         self._registry = Registry(config.registry)
@@ -113,7 +113,7 @@ class Service:
         took = self._attempt("intake", self._intake.step)
         if self._election is not None:
             self._attempt("lease", partial(self._stand, self._election))
-        self._attempt("leader", partial(self._lead_on, took or frozenset()))
+        self._attempt("leader", partial(self._lead_on, took))
         if took is None:  # else it waited for messages
             time.sleep(REST_SECONDS)
         if self._config.metrics.listen and self._refresh.due(time.monotonic()):
@@ -142,16 +142,18 @@ class Service:
             log.warning("store_works part=%s seconds=%.1f", part, lasted)
         return found
 
-    def _lead_on(self, senders: Senders) -> bool:
-        """Whether this process leads; does what a leader has to do."""
+    def _lead_on(self, senders: Senders | None) -> bool:
+        """Whether this process leads; does what a leader has to do. ``senders`` is None when nothing was taken in."""
         try:
             if self._leader is None:
                 return False
+            if senders is None or not (self._statuses or self._intake).connected:
+                self._leader.deaf(self._wall_ns())
             if self._statuses is not None:
                 self._statuses.step(0.0)
                 self._leader.question_stored(self._wall_ns())
             else:
-                self._leader.question(senders, self._wall_ns())
+                self._leader.question(senders or frozenset(), self._wall_ns())
             self._leader.step()
         except LeaseLost as e:
             if self._election is None:
@@ -173,8 +175,8 @@ class Service:
                 self._ledger,
                 self._windows,
                 self._leader.devices,
-                now_ns=self._wall_ns(),
-                silent_seconds=self._config.metrics.silent_seconds,
+                sent_ns=self._leader.sent_ns,
+                silent_before_ns=self._wall_ns() - int(self._config.metrics.silent_seconds * 1e9),
             )
         )
 
@@ -232,7 +234,7 @@ class Service:
         leader = self._leader = Leader(
             self._config,
             self._control,
-            signer=self._signer,
+            director=self._director,
             ledger=self._ledger,
             windows=self._windows,
             registry=self._registry,

@@ -188,7 +188,7 @@ class ControlLedger(Protocol):
         """(state, reason) of an order; KeyError when unknown."""
 
     def pending(self) -> tuple[Request, ...]:
-        """The orders nobody has handled yet, oldest first."""
+        """The orders nobody has answered yet, oldest first; from now on nobody can withdraw them."""
 
     def put_answer(self, number: int, *, accepted: bool, reason: str) -> None:
         """Answers an order."""

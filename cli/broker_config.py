@@ -1,6 +1,6 @@
 """`skiff broker-config`: Mosquitto's configuration and access rules for a fleet, from the contract's topics."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -65,6 +65,40 @@ def mosquitto_conf(site: Site) -> str:
         "message_size_limit 1048576",
     ]
     return "\n".join(lines) + "\n"
+
+
+def differing(text: str, site: Site) -> list[tuple[str, str, str]]:
+    """Where ``text``, an earlier configuration, listens or keeps its files elsewhere than ``site`` says.
+
+    Each as (its line, the line for ``site``, the options that keep its line); a line that is not there is "".
+    """
+    before, after = _directives(text), _directives(mosquitto_conf(site))
+    found = []
+    for word, keep in _KEEPING.items():
+        old, new = (directives.get(word, "") for directives in (before, after))
+        if old != new and (old or word != "crlfile"):
+            found.append((f"{word} {old}" if old else "", f"{word} {new}" if new else "", keep(old)))
+    return found
+
+
+def _directives(text: str) -> dict[str, str]:
+    lines = (line.partition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {word: rest.strip() for word, _, rest in lines if word}
+
+
+def _listener(rest: str) -> str:
+    port, _, address = rest.partition(" ")
+    return f"--port {port}" + (f" --address {address}" if address else "")
+
+
+_KEEPING: Final[Mapping[str, Callable[[str], str]]] = {
+    "listener": _listener,
+    "acl_file": lambda path: f"--prefix {path.removesuffix('/skiff.acl')}",
+    "persistence_location": lambda path: f"--data {path}",
+    "user": lambda user: f"--user {user}".strip() if user else "no --user",
+    "crlfile": lambda _: "--authority FOLDER",
+}
+"""Directives that options decide, and the options that leave them as they are."""
 
 
 def acl(fleet: FleetId, revoked: Iterable[str] = ()) -> str:

@@ -39,7 +39,7 @@ def drift(
     ] = False,
     other: Annotated[
         Path | None,
-        typer.Option("--config", help="With --replay: another TOML file, for its [drift] section."),
+        typer.Option("--config", help="With --replay: another TOML file, for its \\[drift] section."),
     ] = None,
     artifact: Annotated[str, typer.Option(help="With --replay: only artifacts whose digest begins so.")] = "",
     report: Annotated[
@@ -85,8 +85,10 @@ def _replay(
     from cli.replay import Choice
     from cli.replay import replay as replay_stored
 
-    if report is not None and not report.parent.is_dir():
-        raise ConfigError(f"--report {report}: there is no folder {report.parent}")
+    if report is not None:
+        from cli.page import check_place
+
+        check_place(report)
     replay_stored(config, other, Choice(artifact=artifact, all_of_them=all_of_them), report, as_json=as_json)
 
 

@@ -83,8 +83,13 @@ def device(
                 raise ConfigError(f"{' and '.join(missing)} missing: skiffd.toml names them")
             text = _skiffd(authority, device_id, broker, model, hardware)
             more |= {out_dir / "skiffd.toml": text} | _hardware(out_dir, hardware)
+        shut_out = device_id in authority.retired()
         issued = authority.device(device_id, request=csr, days=days, renew=renew)
         _written(_pair(names, issued) | more)
+        if shut_out:
+            note(
+                f"{device_id} was revoked, and its name is denied everything until then: {_counts(authority, folder)}"
+            )
         if renew:
             note(
                 "the earlier certificates stay valid until they expire or `skiff pki revoke-device` names their serial"
@@ -104,8 +109,11 @@ def service(
     with reported():
         names = _targets(out_dir, SERVICES.get(which, which), csr, renew=renew)
         authority = Authority(folder)
+        shut_out = SERVICES.get(which, which) in authority.retired()
         issued = authority.service(which, request=csr, days=days, renew=renew)
         _written(_pair(names, issued) | {out_dir / "ca.crt": authority.certificate.read_bytes()})
+        if shut_out:
+            note(f"{which} was revoked, and is denied everything until then: {_counts(authority, folder)}")
 
 
 def devices(folder: FolderArgument, as_json: JsonFlag = False) -> None:
@@ -140,10 +148,15 @@ def revoke_device(
             out.print(f"revoked {entry.name} {entry.serial}", markup=False)
         if not revoked:
             note(f"{what} was revoked before")
-        note(
-            "it counts once the broker has read it: skiff broker-config "
-            f"{authority.fleet} --authority {folder} --out …, copy the files there, and reload Mosquitto"
-        )
+        note(_counts(authority, folder))
+
+
+def _counts(authority: Authority, folder: Path) -> str:
+    return (
+        "it counts once the broker has read it: skiff broker-config "
+        f"{authority.fleet} --authority {folder} --out …, with the options of the first time, copy the files there, "
+        "and reload Mosquitto"
+    )
 
 
 # ── files ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -229,6 +229,12 @@ def _range_text(name: str, ends: tuple[float | None, float | None]) -> str:
     return f"{name} {low}:{high}"
 
 
+def _declared(budgets: Budgets) -> dict[str, float]:
+    """The limits that there are, by their names in a training spec."""
+    limits = {"predict_p99_us": budgets.predict_p99_ns / 1e3, "rss_mb": budgets.rss_bytes / 1e6}
+    return {name: limit for name, limit in limits.items() if limit}
+
+
 def inspect(
     model: Annotated[Path, typer.Argument(help="An artifact.")],
     as_json: JsonFlag = False,
@@ -246,6 +252,7 @@ def inspect(
             "features": [f.name for f in m.features],
             "ranges": {name: list(ends) for name, ends in ranges_of(m).items()},
             "labels": list(m.labels),
+            "budgets": _declared(m.budgets),
             "layout": m.layout,
             "training rows": info.reference.total.rows,
             "groups": {name: profile.rows for name, profile in info.reference.groups},

@@ -3,7 +3,6 @@
 import logging
 import signal
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,10 @@ from aggregator.config import AggregatorConfig
 from aggregator.config import load as load_aggregator
 from aggregator.records import DeviceTruth
 from aggregator.service import Service
+from cli.digests import digest_among, published_in
+from cli.orders import order
 from cli.output import JsonFlag, out, print_json, progress, reported, shown
+from cli.pki import tell_expired
 from cli.publishing import publish as send
 from cli.retraining import Reweight, ReweightOption, aim_of, read_request, tell_made
 from cli.view import FleetView
@@ -30,7 +32,6 @@ from trainer.publish import Repository
 from trainer.release import run as make
 from trainer.spec import load as load_spec
 
-ANSWER_SECONDS = 15.0
 ConfigArgument = Annotated[Path, typer.Argument(help="The aggregator's TOML file.")]
 
 rollout_app = typer.Typer(
@@ -96,6 +97,7 @@ def publish(
             published = found.add(artifact, role=role, chunk_bytes=size)
         elif not again:
             found.refresh()
+        tell_expired(found)
         digests = [published.digest] if published is not None else []
         if again:
             digests = [p.digest for p in found.published()]
@@ -200,27 +202,10 @@ def parse_stages(text: str) -> list[int | float]:
         raise ConfigError(f"--stages {text!r}: give counts (3) and shares (0.25), the last 1.0") from e
 
 
-def order(view: FleetView, kind: str, document: dict[str, Any], *, by: str, why: str) -> str:
-    """Leaves an order, waits for its answer and returns it; raises `ConfigError` when it is refused."""
-    number = view.request(kind, document, by=by, why=why)
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        state, answer = view.answer(number)
-        if state == "accepted":
-            return answer
-        if state == "refused":
-            raise ConfigError(f"{kind}: {answer}")
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"{kind}: no answer within {ANSWER_SECONDS:.0f} s; is the aggregator running (skiff serve)?"
-            )
-        time.sleep(0.1)
-
-
 @rollout_app.command("start")
 def rollout_start(  # noqa: PLR0917 (typer calls it by name)
     config: ConfigArgument,
-    digest: Annotated[str, typer.Argument(help="A published artifact's SHA-256.")],
+    digest: Annotated[str, typer.Argument(help="A published artifact's SHA-256, or what it begins with.")],
     model: Annotated[str, typer.Option(help="The model family.")],
     stages: Annotated[str, typer.Option(help="Counts and shares, the last 1.0.")] = "1,0.25,1.0",
     cohort: str = "main",
@@ -229,8 +214,10 @@ def rollout_start(  # noqa: PLR0917 (typer calls it by name)
 ) -> None:
     """Offer an artifact to the first stage."""
     with reported():
-        document = {"model": model, "candidate": digest, "stages": parse_stages(stages), "cohort": cohort}
-        out.print(order(FleetView(config), "start_rollout", document, by=by, why=why))
+        view = FleetView(config)
+        candidate = digest_among(published_in(view.config.registry), digest)
+        document = {"model": model, "candidate": candidate, "stages": parse_stages(stages), "cohort": cohort}
+        out.print(order(view, "start_rollout", document, by=by, why=why))
 
 
 @rollout_app.command("order")

@@ -2,11 +2,16 @@
 
 import html
 import io
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from edge_runtime.contract.errors import ConfigError, SkiffError
 
 INK = "#1d2430"
 MUTED = "#6b7686"
@@ -28,12 +33,38 @@ th {{ color: {MUTED}; font-weight: 600; }} td:first-child {{ white-space: nowrap
 """
 
 
+class NotWritten(SkiffError):
+    """What was found could not be written where it was wanted."""
+
+
+def check_place(path: Path) -> None:
+    """Raises `ConfigError` where no page can be written at ``path``, before any work is done for it."""
+    why = ""
+    if path.is_dir():
+        why = "is a folder; give the name of a file in it"
+    elif not path.parent.is_dir():
+        why = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "may not be written"
+    if why:
+        raise ConfigError(f"--report {path}: {why}")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a page; raises `NotWritten`."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise NotWritten(f"--report {path}: cannot be written ({e.strerror or e})") from e
+
+
 def plotting() -> AbstractContextManager[None]:
     """How plots look; they are drawn inside of it."""
     return mpl.rc_context(
         {
             "svg.fonttype": "none",
             "svg.hashsalt": "skiff",
+            "text.parse_math": False,  # names of features and categories may have dollars in them
             "font.family": "sans-serif",
             "font.size": 9.5,
             "text.color": INK,
@@ -50,7 +81,10 @@ def plotting() -> AbstractContextManager[None]:
 def svg(figure: Figure) -> str:
     """The figure as SVG for a page."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    with warnings.catch_warnings():
+        # It is the reader's browser that has the glyphs: the text of a plot is text.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = stream.getvalue()
     return text[text.index("<svg") :]
 

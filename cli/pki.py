@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli import enrol
+from cli.digests import digest_among
 from cli.output import EXIT_CODES, FAILED, JsonFlag, note, out, print_json, reported
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ConfigError
@@ -62,9 +64,16 @@ def init(
     from trainer.publish import Repository
 
     with reported():
+        known = (repository / "metadata").exists()
         found = Repository.create(repository)
-        if auto:
+        if auto and ids.model_name(auto) not in found.auto_models:
             found.enable_auto(ids.model_name(auto))
+            out.print(f"the builder key alone may publish models of {auto} from now on", markup=False)
+            if known:
+                note(
+                    f"devices believe it once they have the new metadata: skiff publish --repository {repository} "
+                    "--aggregator AGGREGATOR.toml"
+                )
         out.print(f"keys        {repository / 'keys'} (its README says which belong offline)", markup=False)
         out.print(f"pinned root {found.pinned_root} (devices are provisioned with it)", markup=False)
         out.print(f"    SHA-256 {ids.digest_of(found.first_root())}", markup=False)
@@ -106,7 +115,8 @@ def show(repository: RepositoryArgument, as_json: JsonFlag = False) -> None:
     width = max(len(role.name) for role in roles)
     for role in roles:
         here = [file for _, file in role.keys if file]
-        until = f"until {role.expires:{EXPIRES}}" if role.expires else "no metadata"
+        word = "expired" if _is_over(role.expires) else "until"
+        until = f"{word} {role.expires:{EXPIRES}}" if role.expires else "no metadata"
         version = f"version {role.version}" if role.version else ""
         out.print(
             f"{role.name:{width}}  {role.threshold} of {len(role.keys)}  {version:10}  {until:16}  "
@@ -115,12 +125,28 @@ def show(repository: RepositoryArgument, as_json: JsonFlag = False) -> None:
         )
 
 
+def _is_over(expires: datetime | None) -> bool:
+    return expires is not None and expires <= datetime.now(UTC)
+
+
+def tell_expired(found: "Repository") -> None:
+    """Says what of root and targets is believed no more: renewing snapshot and timestamp does not help there."""
+    online = ("snapshot", "timestamp")
+    for role, moment in sorted(found.expiries().items()):
+        if role not in online and _is_over(moment):
+            note(
+                f"warning: {role} expired on {moment:{EXPIRES}}, devices take nothing new: skiff pki renew, with the "
+                "offline keys"
+            )
+
+
 def _as_data(role: RoleState) -> dict[str, object]:
     keys = [{"keyid": keyid, "file": file or None} for keyid, file in role.keys]
     return {
         "role": role.name,
         "version": role.version,
         "expires": role.expires,
+        "expired": _is_over(role.expires),
         "threshold": role.threshold,
         "keys": keys,
     }
@@ -167,13 +193,20 @@ def renew(repository: RepositoryArgument, dry_run: DryRun = False, as_json: Json
 @repository_command("refresh")
 def refresh(repository: RepositoryArgument, dry_run: DryRun = False, as_json: JsonFlag = False) -> None:
     """Sign snapshot and timestamp for another seven days; `skiff publish` without an artifact sends them as well."""
-    _change(repository, lambda found: found.refresh(dry_run=dry_run), dry_run=dry_run, as_json=as_json)
+
+    def act(found: "Repository") -> Change:
+        tell_expired(found)
+        return found.refresh(dry_run=dry_run)
+
+    _change(repository, act, dry_run=dry_run, as_json=as_json)
 
 
 @repository_command("revoke")
 def revoke(
     repository: RepositoryArgument,
-    digests: Annotated[list[str], typer.Argument(help="Digests of models.", metavar="DIGEST...")],
+    digests: Annotated[
+        list[str], typer.Argument(help="Digests of models, or what they begin with.", metavar="DIGEST...")
+    ],
     dry_run: DryRun = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -188,7 +221,9 @@ def revoke(
 @repository_command("retire")
 def retire(
     repository: RepositoryArgument,
-    digests: Annotated[list[str], typer.Argument(help="Digests of models.", metavar="DIGEST...")],
+    digests: Annotated[
+        list[str], typer.Argument(help="Digests of models, or what they begin with.", metavar="DIGEST...")
+    ],
     *,
     aggregator: Annotated[
         Path | None,
@@ -216,8 +251,8 @@ def retire(
 
 def _named(found: "Repository", texts: list[str]) -> list[ids.Digest]:
     """The digests that ``texts`` are, once a person was told which models that is."""
-    wanted = [ids.digest(text) for text in texts]
     known = {published.digest: published for published in found.published()}
+    wanted = [digest_among(known, text) for text in texts]
     for digest in wanted:
         model = known.get(digest)
         what = f"{model.model} {model.version}" if model else "not published here, or revoked before"

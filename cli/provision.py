@@ -12,7 +12,7 @@ from cli.broker import find_broker
 from cli.output import FAILED, JsonFlag, out, print_json, reported
 from edge_runtime import __version__
 from edge_runtime.contract import ids
-from edge_runtime.contract.errors import LinkError
+from edge_runtime.contract.errors import ConfigError, LinkError
 from trainer.authority import Authority
 
 
@@ -38,7 +38,10 @@ def broker_config(
     address: Annotated[str, typer.Option(help="Address to listen on; all without it.")] = "",
     user: Annotated[str, typer.Option(help="Who the broker runs as when root starts it.")] = "",
 ) -> None:
-    """Write Mosquitto's configuration and the access rules of a fleet, again after every revocation."""
+    """Write Mosquitto's configuration and the access rules of a fleet, again after every revocation.
+
+    Again with the options of the first time: a configuration that would listen or keep its files elsewhere is refused.
+    """
     with reported():
         site = broker_files.Site(
             folder=prefix.rstrip("/"),
@@ -48,9 +51,24 @@ def broker_config(
             user=user,
             revocations=authority is not None,
         )
+        _check_same(folder / "mosquitto.conf", site)
         known = Authority(authority) if authority is not None else None
         for path in broker_files.write(folder, ids.fleet_id(fleet), site, known):
             out.print(f"wrote {path}", markup=False)
+
+
+def _check_same(path: Path, site: broker_files.Site) -> None:
+    """Raises `ConfigError` where a configuration is there that options made, and these options make another."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read ({e}); move it away") from e
+    if found := broker_files.differing(text, site):
+        told = "; ".join(f"{old or 'nothing'!r} would become {new or 'nothing'!r}" for old, new, _ in found)
+        keep = " ".join(options for _, _, options in found)
+        raise ConfigError(f"{path}: {told}. To keep what is there: {keep}; to replace it: remove the file")
 
 
 def doctor(as_json: JsonFlag = False) -> None:

@@ -10,7 +10,7 @@ from edge_runtime.contract.errors import BudgetExceeded, LinkError
 from edge_runtime.contract.ids import Digest, FleetId
 from edge_runtime.contract.topics import BLOB, Topics
 from edge_runtime.core.backoff import next_delay_seconds
-from edge_runtime.link import Delivered, Disconnected, Link, Outgoing
+from edge_runtime.link import Connected, Delivered, Disconnected, Link, Outgoing
 from edge_runtime.mqtt.broker import Broker
 from trainer.outgoing import Outgoing as Item
 from trainer.publish import Repository
@@ -67,6 +67,7 @@ class _Sender:
         self._flying: dict[int, Outgoing] = {}
         self._again: list[Outgoing] = []
         self._reason = "no answer"
+        self._reached = False
         self._due = 0.0
         self.size = 0
         """Bytes that the broker has confirmed."""
@@ -87,6 +88,8 @@ class _Sender:
         while done < total:
             self._fill(items)
             match self._link.poll(_POLL_SECONDS):
+                case Connected():
+                    self._reached = True
                 case Disconnected(reason):
                     self._reason = reason
                     self._again += self._flying.values()
@@ -100,11 +103,21 @@ class _Sender:
                     self._due = time.monotonic() + self._patience
                     self._tell("sent", done, total)
             if time.monotonic() > self._due:
-                raise LinkError(
-                    f"broker {self._broker.host}:{self._broker.port} confirmed {done} of {total} messages and then "
-                    f"none for {self._patience:.0f} s ({self._reason}); publish again, nothing is half done. Where it "
-                    "takes no messages of this size, publish the model in smaller chunks: --chunk-kib"
-                )
+                raise LinkError(self._silence(done, total))
+
+    def _silence(self, done: int, total: int) -> str:
+        """What to say of a broker that confirms nothing any more."""
+        place = f"broker {self._broker.host}:{self._broker.port}"
+        if not self._reached:
+            return (
+                f"{place} could not be reached for {self._patience:.0f} s ({self._reason}): see that it runs, and "
+                "[broker] in the aggregator's file; then publish again, nothing is half done"
+            )
+        return (
+            f"{place} confirmed {done} of {total} messages and then none for {self._patience:.0f} s "
+            f"({self._reason}); publish again, nothing is half done. Where it takes no messages of this size, "
+            "publish the model in smaller chunks: --chunk-kib"
+        )
 
     def _fill(self, items: Iterator[Item]) -> None:
         """Hands messages over while there is room, those first that an earlier connection took with it."""

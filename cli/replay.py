@@ -54,7 +54,7 @@ def replay(path: Path, other: Path | None, choice: Choice, report: Path | None, 
         if report is not None and len(found) > 1:
             names = ", ".join(digest[:8] for digest, _ in found)
             raise ConfigError(f"--report: a page shows one artifact; name it with --artifact, one of {names}")
-        told = []
+        told, pages = [], list[str]()
         for digest, info in found:
             outcome, notes, at_ns = _judged(stored, drift, digest, info)
             name = f"{info.manifest.name} {digest[:8]}"
@@ -67,10 +67,14 @@ def replay(path: Path, other: Path | None, choice: Choice, report: Path | None, 
             if report is not None:
                 from cli.backtest.page import render
 
-                report.write_text(render(outcome, notes, str(config.windows_path)), encoding="utf-8")
-                note(f"wrote {report}")
+                pages.append(render(outcome, notes, str(config.windows_path)))
     if as_json:
         print_json({"artifacts": told})
+    if report is not None:
+        from cli.page import write
+
+        write(report, *pages)
+        note(f"wrote {report}")
 
 
 def _artifacts(stored: _Stored, choice: Choice) -> Iterator[tuple[Digest, ArtifactInfo]]:

@@ -39,6 +39,11 @@ class FleetView:
     def _ledger(self) -> Ledger:
         return Ledger(self.config.ledger_at, read_only=True)
 
+    def _ledger_to_write(self) -> Ledger:
+        """The ledger as the service left it: whoever asks for something neither makes one nor takes one forward."""
+        self._ledger().close()
+        return Ledger(self.config.ledger_at)
+
     def _windows(self) -> Windows:
         return Windows(self.config.windows_path, read_only=True)
 
@@ -139,15 +144,23 @@ class FleetView:
 
     def request(self, kind: str, document: Mapping[str, object], *, by: str, why: str) -> int:
         """Leaves an order for the running service and returns its number."""
-        ledger = Ledger(self.config.ledger_at)
+        ledger = self._ledger_to_write()
         try:
             return ledger.request(kind, document, by=by, why=why, now_ns=time.time_ns())
         finally:
             ledger.close()
 
+    def withdraw(self, number: int) -> tuple[str, str]:
+        """Takes a request back unless the service has it; see `Ledger.withdraw`."""
+        ledger = self._ledger_to_write()
+        try:
+            return ledger.withdraw(number)
+        finally:
+            ledger.close()
+
     def acknowledge(self, number: int, *, by: str) -> bool:
         """Somebody has seen an incident; see `Ledger.acknowledge`."""
-        ledger = Ledger(self.config.ledger_at)
+        ledger = self._ledger_to_write()
         try:
             return ledger.acknowledge(number, by=by, at_ns=time.time_ns())
         finally:

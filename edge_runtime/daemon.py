@@ -81,7 +81,9 @@ class Daemon:
         self._link: Uplink | None = None
         self._updates = Updates(config, wake=self._wake, killed=self._watch.note)
         self._shadowing: Shadowing | None = None
-        self._trials = Trials(load=self._load, rss_bytes=self._watch.rss_bytes)
+        self._trials = Trials(
+            load=self._load, rss_bytes=self._watch.rss_bytes, most_rss_bytes=config.budget.rss_bytes
+        )
         self._stop = threading.Event()
         self._feed = feed.make(config.source, self._stop, client_id=f"{config.device}-rows")
         self._notifier = Notifier(os.environ)
@@ -117,7 +119,7 @@ class Daemon:
             self._feed.start()  # it answers as soon as a model serves, while what follows waits for the disk
         failure: BaseException | None = None
         try:
-            self._handle(core.Started())
+            self._handle(core.Started(crashed=self._watch.crashed))
             link = self._reach_out()
             self._notifier.ready()
             self._loop(stop, link)
@@ -179,7 +181,7 @@ class Daemon:
 
     def _tick(self, now_seconds: float) -> None:
         runtime, window = self._runtime, self._window
-        if runtime is not None and (served := self._trials.report(runtime, self._agent.tried)):
+        if runtime is not None and (served := self._trials.report(runtime, self._agent.tried, now_seconds)):
             self._handle(served)
             runtime, window = self._runtime, self._window
         if runtime is not None and window is not None:
@@ -193,7 +195,8 @@ class Daemon:
         if self._looks.due(now_seconds):
             if self._runtime is not None and self._agent.slots.shadowing is not None:
                 self._runtime.count()  # what is counted is what the shadow sees
-            for told in self._watch.tick(self._runtime, self._agent.tried):
+            committed = self._agent.slots.committed
+            for told in self._watch.tick(self._runtime, self._agent.tried if committed else None):
                 self._handle(told)
             for told in self._keeper.tick(now_seconds):
                 self._handle(told)
@@ -328,7 +331,12 @@ class Daemon:
             self._events.append(core.Sent(tuple(sent)))
 
     def _load(self, digest: Digest) -> Engine:
-        return load_model(self._slots.blob(digest), digest, self._config)
+        """What a trial was compared with is in memory, and needs no disk to serve again."""
+        kept = self._runtime.incumbent if self._runtime is not None else None
+        if kept is not None and kept.engine.digest == digest and not kept.engine.golden_problem():
+            return kept.engine
+        on_trial = digest == self._agent.tried
+        return load_model(self._slots.blob(digest), digest, self._config, on_trial=on_trial)
 
     def _serve(self, digest: Digest | None) -> None:
         if digest is None:
@@ -340,6 +348,8 @@ class Daemon:
             old = self._runtime.swap(engine) if self._runtime is not None else None
         except (ArtifactError, BudgetExceeded) as e:
             log.warning("model_broken digest=%s reason=%s", digest, e)
+            if self._runtime is not None and self._runtime.digest in dict(self._agent.slots.quarantine):
+                self._serve_none()
             self._events.append(core.ServeFailed(digest, str(e)))
             return
         if self._runtime is None:
@@ -347,9 +357,8 @@ class Daemon:
         self._watch.hold(self._runtime)
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
-        self._trials.begin(
-            self._runtime, self._agent.tried, before=before, committed=self._agent.slots.committed
-        )
+        tried, committed = self._agent.tried, self._agent.slots.committed
+        self._trials.begin(self._runtime, tried, time.monotonic(), before=before, committed=committed)
         self._window = self._open_window()
         self._disproved = False
         if self._feed is not None:

@@ -57,7 +57,7 @@ class Fetching:
             else:
                 return
         # Nothing is held against the model: somebody on the way lost or changed it.
-        stage = "verify" if isinstance(failed[-1][1], ArtifactError) else "fetch"
+        stage = "verify" if any(isinstance(e, ArtifactError) for _, e in failed) else "fetch"
         raise Refusal(f"model {target.digest}: {_all(failed)}", retry=True, stage=stage)
 
     def _turns(self, carriers: Sequence[Carrier]) -> Iterator[tuple[Carrier, float]]:

@@ -1,14 +1,18 @@
 """From a model's file to an engine that may serve."""
 
 from pathlib import Path
+from typing import Final
 
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.ids import Digest
 from edge_runtime.engine import Engine
 
+TRIAL_RUN_LIMIT_SECONDS: Final = 30.0
+"""What a run of a model on trial may take where the configuration has no limit: a hang would be for ever."""
 
-def load_model(path: Path, digest: Digest, config: DaemonConfig) -> Engine:
+
+def load_model(path: Path, digest: Digest, config: DaemonConfig, *, on_trial: bool = False) -> Engine:
     """A fresh engine of a file whose hash is checked, and that has just given a golden row its answer here.
 
     Raises:
@@ -19,7 +23,7 @@ def load_model(path: Path, digest: Digest, config: DaemonConfig) -> Engine:
         path,
         threads=config.threads,
         arena=config.arena,
-        run_limit_seconds=config.run_limit_seconds,
+        run_limit_seconds=config.run_limit_seconds or (TRIAL_RUN_LIMIT_SECONDS if on_trial else 0.0),
         expect=digest,
     )
     if problem := engine.golden_problem():

@@ -8,6 +8,7 @@ The model is loaded first and alone, so that the peak of resident memory is its 
 and both answer rows in turns: what else the device does, and how fast it is today, weighs on both alike.
 """
 
+import errno
 import json
 import resource
 import sys
@@ -230,6 +231,11 @@ def load_incumbent(job: ProbeJob) -> tuple[Engine | None, str]:
         return None, "left out: it does not fit into the address space"
 
 
+def _is_unreadable(problem: SkiffError) -> bool:
+    """Whether the disk, not the model, is bad."""
+    return isinstance(problem.__cause__, OSError) and problem.__cause__.errno == errno.EIO
+
+
 def main() -> int:
     """Entry point; an expected refusal is an answer like any other and exits 0."""
     try:
@@ -241,7 +247,7 @@ def main() -> int:
     try:
         answer = probe(job)
     except SkiffError as e:
-        answer = {"ok": False, "reason": str(e)[:2000]}
+        answer = {"ok": False, "reason": str(e)[:2000], "unread": _is_unreadable(e)}
     except MemoryError:
         answer = {
             "ok": False,

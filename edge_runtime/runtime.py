@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.beside import Beside, Incumbent, Mask, TrialStats
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
@@ -24,9 +25,7 @@ from edge_runtime.contract.manifest import Label
 from edge_runtime.contract.profile import Profile
 from edge_runtime.engine import Block, Engine, Rows, Scores, building, counting, trim_memory
 from edge_runtime.schema import count_rows
-from edge_runtime.serving import RING_ROWS, Incumbent, Serving, check_same_stream, drained
-
-TURNS: Final = 8
+from edge_runtime.serving import RING_ROWS, Serving, check_same_stream, drained
 
 _new_tuple: Final = tuple.__new__
 
@@ -75,23 +74,6 @@ class Observation:
         return self.profile.rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialStats:
-    """Totals since the model was put into service; windows do not reset them.
-
-    ``cpu`` has the thread's CPU time per row, one sample per call while `Runtime.measure_cpu` was set;
-    ``incumbent_cpu`` that of `Runtime.incumbent`, for every eighth row instead of the candidate's. CPU time,
-    because wall time on a busy device condemns good models. ``refused_alone`` counts rows of calls that were answered
-    with `InputError`, and that `Runtime.incumbent` answers.
-    """
-
-    predictions: int
-    failed: int
-    refused_alone: int
-    cpu: LatencyHistogram
-    incumbent_cpu: LatencyHistogram
-
-
 class _Packed(np.ndarray[Any, np.dtype[Any]]):
     """A row that is packed already; what callers pass to a model with columns of categories is not.
 
@@ -124,8 +106,6 @@ class Runtime:
 
     Attributes:
         measure_cpu: set it to have `predict` record the thread's CPU time for `trial_stats`.
-        incumbent: the model to set beside the one in service while ``measure_cpu`` is set: its time, and which of the
-            rows that are refused it would have answered. Its answers are dropped.
         max_batch: larger batches are run in parts of so many rows, with the same answers; 0 for the engine's own limit.
 
     Raises:
@@ -134,16 +114,13 @@ class Runtime:
     """
 
     __slots__ = (
+        "_beside",
         "_clock_ns",
         "_correct",
-        "_cpu",
         "_cpu_clock_ns",
-        "_cpu_ring",
         "_dtype",
         "_failed",
         "_failed_before",
-        "_incumbent_cpu",
-        "_incumbent_ring",
         "_labelled",
         "_latencies_ns",
         "_latency",
@@ -151,16 +128,13 @@ class Runtime:
         "_predictions",
         "_queueing",
         "_refused",
-        "_refused_alone",
         "_row_type",
         "_schema",
         "_serving",
         "_shape",
         "_shedding",
         "_swapping",
-        "_turn",
         "_waits_ns",
-        "incumbent",
         "max_batch",
         "measure_cpu",
     )
@@ -185,10 +159,9 @@ class Runtime:
         )
         self.max_batch = 0
         self.measure_cpu = False
-        self.incumbent: Incumbent | None = None
-        self._turn = 0
         self._clock_ns = clock_ns
         self._cpu_clock_ns = cpu_clock_ns
+        self._beside = Beside(cpu_clock_ns)
         self._lock = threading.Lock()
         # Taken before the other one: rows are converted for the model that answers them.
         self._swapping = threading.Lock()
@@ -206,11 +179,7 @@ class Runtime:
         self._row_type = self._short_way()
         self._predictions = 0
         self._failed_before = 0
-        self._refused_alone = 0
-        self._cpu = LatencyHistogram()
-        self._cpu_ring = array("q")
-        self._incumbent_cpu = LatencyHistogram()
-        self._incumbent_ring = array("q")
+        self._beside.begin()
 
     def _short_way(self) -> type[NDArray[Any]]:
         """The type of the rows that `predict` answers itself, when their dtype and shape are right, too."""
@@ -262,6 +231,22 @@ class Runtime:
         with self._lock:
             self._serving.tap = tap
 
+    @property
+    def incumbent(self) -> Incumbent | None:
+        """The model to set beside the one in service while ``measure_cpu`` is set; its answers are dropped.
+
+        Its time, and which of the rows that have no answer it would have answered.
+        """
+        return self._beside.incumbent
+
+    @incumbent.setter
+    def incumbent(self, incumbent: Incumbent | None) -> None:
+        self._beside.incumbent = incumbent
+
+    @property
+    def _compared(self) -> bool:
+        return self.measure_cpu and self._beside.incumbent is not None
+
     def count(self) -> None:
         """Counts the rows that wait for it, which else happens when there are many or a window is taken."""
         with self._lock:
@@ -303,8 +288,8 @@ class Runtime:
             clock_ns = self._clock_ns
             start_ns = clock_ns()
             measure_cpu = self.measure_cpu  # read once: it may be set while this runs
-            if measure_cpu and self.incumbent is not None:
-                measure_cpu = self._candidates_turn(rows)
+            if measure_cpu:
+                measure_cpu = self._beside.candidates_turn(rows)
             cpu_ns = self._cpu_clock_ns() if measure_cpu else 0
             serving = self._serving
             row, run, record_of, copy_score, tops, score_tops = serving.hot
@@ -313,9 +298,9 @@ class Runtime:
                 run()
             except Block.failures as e:
                 self._check(row[None], rows)
-                self._fail(1, f"the graph failed on one row: {e}", e)
+                self._fail(f"the graph failed on one row: {e}", rows, e)
             except BudgetExceeded:
-                self._failed += 1
+                self._count_failed(1, rows)
                 raise
             record = record_of()
             found = record[tops] if score_tops is None else record[tops] + record[score_tops]
@@ -325,9 +310,9 @@ class Runtime:
                 self._check_scores(serving, row[None], score[None], rows)
             raw = serving.raw[0]
             if not 0 <= raw < serving.classes:
-                self._fail(1, f"the graph answered class {raw}; the manifest has {serving.classes}")
+                self._fail(f"the graph answered class {raw}; the manifest has {serving.classes}", rows)
             if measure_cpu:
-                self._cpu_ring.append(self._cpu_clock_ns() - cpu_ns)
+                self._beside.cpu_ring.append(self._cpu_clock_ns() - cpu_ns)
             ring = serving.ring
             ring.append(record)
             self._latencies_ns.append(clock_ns() - start_ns)
@@ -353,24 +338,6 @@ class Runtime:
         self._waits_ns.append(self._clock_ns() - before_ns)
         if len(self._waits_ns) >= RING_ROWS:
             self._flush_waits()
-
-    def _candidates_turn(self, row: Rows) -> bool:
-        """Whether this row's CPU time is the candidate's to spend; every eighth time the incumbent runs the row first.
-
-        Whoever comes first meets caches that others have emptied: so both are timed in the same conditions, and a busy
-        device does not condemn a good model.
-        """
-        self._turn = (self._turn + 1) % TURNS
-        incumbent = self.incumbent
-        if self._turn or incumbent is None:
-            return True
-        before_ns = self._cpu_clock_ns()
-        if not incumbent.run(row):
-            # There is nothing to compare with any more; the candidate is judged without it.
-            self.incumbent = None
-            return True
-        self._incumbent_ring.append(self._cpu_clock_ns() - before_ns)
-        return False
 
     def _predict_other(self, rows: Any) -> Prediction:
         if self._shedding:
@@ -410,7 +377,7 @@ class Runtime:
             try:
                 raw, score = serving.engine.run(table, max_batch=self.max_batch)
             except (ArtifactError, BudgetExceeded):
-                self._failed += len(table)
+                self._count_failed(len(table), given)
                 raise
             self._check_scores(serving, table, score, given)
             if len(table):
@@ -418,7 +385,7 @@ class Runtime:
                 serving.count_later(table, raw, score)
                 self._predictions += len(table)
                 if self.measure_cpu:
-                    self._cpu_ring.append((self._cpu_clock_ns() - cpu_ns) // len(table))
+                    self._beside.cpu_ring.append((self._cpu_clock_ns() - cpu_ns) // len(table))
                 self._latencies_ns.append(self._clock_ns() - start_ns)
                 if len(self._latencies_ns) >= RING_ROWS:
                     self._flush_clocks()
@@ -451,16 +418,22 @@ class Runtime:
             self._flush()
             return self._latency, self._queueing
 
+    def let_incumbent_go(self) -> None:
+        """Gives the incumbent's memory back; the candidate is not compared any more."""
+        self.incumbent = None
+        trim_memory()
+
     def trial_stats(self) -> TrialStats:
         """Totals of the model in service since it was put there."""
         with self._lock:
             self._flush()
+            cpu, incumbent_cpu = self._beside.count()
             return TrialStats(
                 predictions=self._predictions,
-                failed=self._failed_before + self._failed,
-                refused_alone=self._refused_alone,
-                cpu=self._cpu,
-                incumbent_cpu=self._incumbent_cpu,
+                failed=self._failed_before + self._failed - self._beside.excused,
+                refused_alone=self._beside.refused_alone,
+                cpu=cpu,
+                incumbent_cpu=incumbent_cpu,
             )
 
     def swap(self, engine: Engine) -> Observation:
@@ -533,41 +506,51 @@ class Runtime:
             self._flush_waits()
         if self._latencies_ns:
             self._latency = self._latency.merge(drained(self._latencies_ns))
-        if self._cpu_ring:
-            self._cpu = self._cpu.merge(drained(self._cpu_ring))
-        if self._incumbent_ring:
-            self._incumbent_cpu = self._incumbent_cpu.merge(drained(self._incumbent_ring))
+        self._beside.count()
 
     def _check(self, table: Rows, given: Any) -> None:
         try:
             self._schema.check(table)
         except InputError as e:
-            self._refuse(e.reason, len(table), given)
+            blamed = np.any(list(self._schema.refused(table).values()), axis=0)
+            self._refuse(e.reason, len(table), given, blamed)
             raise
 
     def _check_scores(self, serving: Serving, table: Rows, scores: Scores, given: Any) -> None:
         """Refuses rows without an answer: a NaN among the scores (n, C) of a model whose pipeline never gives one."""
-        if serving.undefined:
+        if serving.undefined and not self._compared:
             return
-        missing = np.isnan(scores)
+        missing = np.asarray(np.isnan(scores).any(axis=1))
         if not missing.any():
             return
-        i = int(missing.any(axis=1).argmax())
+        if serving.undefined:
+            self._hold_against(given, missing)
+            return
+        i = int(missing.argmax())
         where = f"row {i}: " if len(table) > 1 else ""
         columns = serving.without_answer(table[i])
-        self._refuse("undefined", len(table), given)
+        self._refuse("undefined", len(table), given, missing)
         raise InputError("undefined", f"{where}{self._schema.no_answer(table[i], columns)}")
 
-    def _refuse(self, reason: str, rows: int, given: Any) -> None:
-        """Counts the ``rows`` rows of a call with ``given``; None when nobody would have answered it."""
+    def _refuse(self, reason: str, rows: int, given: Any, blamed: Mask | None = None) -> None:
+        """Counts the ``rows`` rows of a call with ``given``, refused for those that are ``blamed`` (n,), if known."""
         self._refused[reason] = self._refused.get(reason, 0) + rows
-        incumbent = self.incumbent
-        if given is None or incumbent is None or not self.measure_cpu:
-            return
-        asked = given.given if isinstance(given, _Packed) else given
-        if incumbent.answers(asked, max_batch=self.max_batch):
-            self._refused_alone += rows
+        if reason != "shed":
+            self._hold_against(given, blamed)
 
-    def _fail(self, rows: int, problem: str, cause: Exception | None = None) -> NoReturn:
+    def _hold_against(self, given: Any, blamed: Mask | None) -> None:
+        if self._compared:
+            self._beside.hold_against(_as_given(given), blamed, max_batch=self.max_batch)
+
+    def _count_failed(self, rows: int, given: Any) -> None:
         self._failed += rows
+        if self._compared:
+            self._beside.excuse(_as_given(given), rows, max_batch=self.max_batch)
+
+    def _fail(self, problem: str, given: Any, cause: Exception | None = None) -> NoReturn:
+        self._count_failed(1, given)
         raise ArtifactError(f"model {self._serving.digest}: {problem}") from cause
+
+
+def _as_given(rows: Any) -> Any:
+    return rows.given if isinstance(rows, _Packed) else rows

@@ -1,4 +1,4 @@
-"""A model in service: its ring of rows, what it was asked, and what is counted of it; and the one before it."""
+"""A model in service: its ring of rows, what it was asked, and what is counted of it."""
 
 from array import array
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
+from edge_runtime.contract.errors import ArtifactError, BudgetExceeded
 from edge_runtime.contract.latency import LatencyHistogram, observe_ns
 from edge_runtime.contract.manifest import Label
 from edge_runtime.contract.profile import Binner
@@ -156,37 +156,6 @@ class Serving:
             return None
         found: NDArray[Any] = self.label_array[raw + self.offsets if self.offsets.size else raw]
         return found
-
-
-class Incumbent:
-    """The model that a candidate on trial is compared with, in memory for as long as that lasts. Not thread-safe."""
-
-    __slots__ = ("_schema", "engine")
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine: Final = engine
-        manifest = engine.info.manifest
-        self._schema: Final = Schema(manifest.features, manifest.input_dtype)
-
-    def run(self, row: Rows) -> bool:
-        """Runs the candidate's packed ``row`` (F,) and drops the answer; False when there was none."""
-        with np.errstate(over="ignore"):
-            row = row.astype(self.engine.dtype, copy=False)
-        try:
-            self.engine.run(row)
-        except (ArtifactError, BudgetExceeded):
-            return False
-        return True
-
-    def answers(self, rows: Any, *, max_batch: int = 0) -> bool:
-        """Whether it would have answered a call with ``rows``, as the caller gave them."""
-        try:
-            table, _ = self._schema.convert(rows)
-            self._schema.check(table)
-            _, scores = self.engine.run(table, max_batch=max_batch)
-        except (InputError, ArtifactError, BudgetExceeded):
-            return False
-        return self.engine.info.manifest.undefined or not np.isnan(scores).any()
 
 
 def check_same_stream(before: Engine, after: Engine) -> None:

@@ -17,7 +17,8 @@ from edge_runtime.mqtt.broker import Broker
 class Refusal(SkiffError):
     """Why the job ends without an update.
 
-    ``retry`` tells whether the same job may do better later; ``digest`` is the model it is held against, if any.
+    ``retry`` tells whether the same job may do better later; ``digest`` is the model it is held against, if any: with
+    ``retry``, only if it happens again and again.
     ``stage`` is where the job stood, if whoever raises it knows better than the job.
     """
 

@@ -219,7 +219,9 @@ class Update:
 
     def _approved(self, trusted: TrustStore, digest: Digest) -> Target:
         """What is signed of the model, when the publisher vouches for it and it is meant to be this small."""
+        self._stage = "trust"
         target = trusted.find(self._job.model, digest)
+        self._stage = "release"
         if target is None:
             raise Refusal(
                 f"model {digest} is no target of family {self._job.model!r} in the trust metadata: publish it, or "
@@ -261,7 +263,8 @@ class Update:
         job = self._job
         answer = Fields(self._ask_probe(digest), "probe")
         if not answer.flag("ok"):
-            raise Refusal(answer.text("reason", max_length=4096), retry=False, digest=digest)
+            reason, unread = answer.text("reason", max_length=4096), answer.flag("unread", False)
+            raise Refusal(reason, retry=unread, digest=digest)
         if answer.text("model") != job.model:
             raise Refusal(
                 f"the artifact says it is {answer.text('model')!r}, not {job.model!r}",
@@ -308,7 +311,9 @@ class Update:
                 f"model {digest}: the probe's answer is garbled ({e})", retry=False, digest=digest
             ) from e
         words = f" ({ended.words})" if ended.words else ""
-        raise Refusal(f"model {digest}: the probe {ended.how}{words}", retry=False, digest=digest)
+        # Who is killed from outside, or does not get as far as a verdict, may be short of what the device lacks.
+        device = ended.code > 0 or ended.code == -signal.SIGKILL
+        raise Refusal(f"model {digest}: the probe {ended.how}{words}", retry=device, digest=digest)
 
     def _run_probe(self, digest: Digest, incumbent: Digest | None) -> sandbox.Ended:
         task = {
@@ -324,6 +329,8 @@ class Update:
             return sandbox.run("edge_runtime.probe", task, timeout_seconds=self._left())
         except TimeoutError as e:
             raise Refusal(f"model {digest}: the deadline passed during the probe", retry=True) from e
+        except OSError as e:
+            raise Refusal(f"model {digest}: the probe cannot be started: {e}", retry=True) from e
 
 
 def _say(line: dict[str, Any]) -> None:

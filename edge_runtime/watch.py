@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ class Watch:
 
     Attributes:
         last_exit: what the process before ended of, "" when this is the first start.
+        crashed: whether it was killed, or ended with an error.
         restarts: starts in a row after no clean stop.
         starts: all of them.
         newest: the newest readings.
@@ -41,6 +43,7 @@ class Watch:
         self._max_batch = config.max_batch
         self._answered = self._failed = self._labelled = self._correct = 0
         self._refused: Counter[str] = Counter()
+        self.crashed: Final = self._exits.crashed
         self.last_exit: Final = "" if self._exits.before == FIRST_START else self._exits.before
         self.restarts: Final = self._exits.restarts
         self.starts: Final = self._exits.starts
@@ -62,7 +65,7 @@ class Watch:
     def tick(self, runtime: Runtime | None, trial: Digest | None) -> list[core.AgentEvent]:
         """Compares the process with its limits, limits ``runtime`` where it must, and says what the agent should know.
 
-        ``trial`` is the model on trial, if there is one.
+        ``trial`` is the model on trial, if there is one and another to go back to.
         """
         health = self._probes.glance()
         known = {name: value for name in Health.__slots__ if (value := getattr(health, name))}
@@ -70,24 +73,7 @@ class Watch:
         was = self._guard.over
         told: list[core.AgentEvent] = []
         for decision in self._guard.observe(health, on_trial=trial is not None):
-            match decision:
-                case budget.LimitPassed():
-                    log.warning("limit_passed limit=%s reason=%s", decision.limit, decision.reason)
-                    told.append(
-                        core.Noticed(f"limit_{decision.limit}_passed", (("reason", decision.reason),))
-                    )
-                case budget.LimitKept():
-                    log.info("limit_kept limit=%s reason=%s", decision.limit, decision.reason)
-                    told.append(core.Noticed(f"limit_{decision.limit}_kept", (("reason", decision.reason),)))
-                case budget.Shed():
-                    self._shedding = decision.on
-                case budget.SetBatch():
-                    self._max_batch = decision.rows
-                case budget.EndTrial():
-                    if trial is not None:
-                        told.append(core.ServeFailed(trial, decision.reason))
-                case budget.GiveUp():
-                    self.tired = decision.reason
+            told += self._perform(decision, runtime, trial)
         if runtime is not None:
             self.hold(runtime)
         if self._guard.over == "hard":
@@ -95,6 +81,29 @@ class Watch:
         if self._guard.over != was:
             self.note()
         return told
+
+    def _perform(
+        self, decision: budget.Decision, runtime: Runtime | None, trial: Digest | None
+    ) -> Iterator[core.AgentEvent]:
+        match decision:
+            case budget.LimitPassed():
+                log.warning("limit_passed limit=%s reason=%s", decision.limit, decision.reason)
+                yield core.Noticed(f"limit_{decision.limit}_passed", (("reason", decision.reason),))
+            case budget.LimitKept():
+                log.info("limit_kept limit=%s reason=%s", decision.limit, decision.reason)
+                yield core.Noticed(f"limit_{decision.limit}_kept", (("reason", decision.reason),))
+            case budget.Shed():
+                self._shedding = decision.on
+            case budget.SetBatch():
+                self._max_batch = decision.rows
+            case budget.Lighten():
+                if runtime is not None:
+                    runtime.let_incumbent_go()
+            case budget.EndTrial():
+                if trial is not None:
+                    yield core.ServeFailed(trial, decision.reason)
+            case budget.GiveUp():
+                self.tired = decision.reason
 
     def hold(self, runtime: Runtime) -> None:
         """Applies what was decided to ``runtime``."""

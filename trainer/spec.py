@@ -1,5 +1,7 @@
 """What to train: one TOML file, read into frozen values. Unknown keys are refused with the nearest valid one.
 
+docs/reference/training.md has every key; an example:
+
 ::
 
     name = "watch"            # the model family
@@ -8,7 +10,7 @@
 
     [data]
     source = "watch"          # the data set that ships with skiff, or the path of a .csv or .npz file
-    people = [1, 2, 3]        # watch only: whose rows to train on, all by default
+    people = [1, 2, 3]        # watch only: whose rows to train on
     wrists = [0]              # watch only: 0 left, 1 right, both by default
     # target = "label"        # files only: the column to predict
     # group = "device"        # files only: whose row it is; every group gets a reference profile of its own

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from aggregator.adapters import database, ledger, windows
 from aggregator.adapters.database import UNFINISHED
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.windows import Windows
+from aggregator.records import SKIPPED_REVISIONS
 from aggregator.stores import StoreError
 from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.contract.fields import Fields
@@ -27,8 +28,6 @@ MANIFEST: Final = "manifest.json"
 LEDGER: Final = "ledger"
 WINDOWS: Final = "windows"
 VERSIONS: Final = {LEDGER: ledger.VERSION, WINDOWS: windows.VERSION}
-SKIPPED_REVISIONS: Final = 1000
-"""Releases that may have been published since a backup. Devices ignore one that is older than what they know."""
 STAGING: Final = ".restoring-"
 
 
@@ -65,30 +64,49 @@ class Backup:
 def back_up(places: Places, folder: Path, *, skiff: str, now: dt.datetime) -> Backup:
     """Copies both stores into ``folder``, which must be new or empty; the manifest, written last, makes it a backup.
 
+    What it has written is gone again when it fails.
+
     Raises:
         ConfigError: ``folder`` holds something, or a store is missing or of another version.
         StoreError: a store could not be read, or the copy not written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; a backup needs one of its own")
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # attributes and audit log are nobody else's business
-        ledger.dump(places.ledger, folder / f"{LEDGER}.sqlite")
-        Windows(places.windows, read_only=True).close()  # there, and of this version
-        database.copy(places.windows, folder / f"{WINDOWS}.sqlite")
-        made = Backup(
-            fleet=places.fleet,
-            made=now.astimezone(dt.UTC).isoformat(timespec="seconds"),
-            skiff=skiff,
-            ledger=_copied(folder, LEDGER),
-            windows=_copied(folder, WINDOWS),
-        )
-        _write(folder / MANIFEST, json.dumps(_document(made), indent=2) + "\n")
-        database.sync(folder)
-    except OSError as e:
-        raise StoreError(f"{folder}: the backup cannot be written ({e.strerror})") from e
+        return _copy_all(places, folder, skiff, now)
+    except BaseException as e:
+        _empty(folder, gone=new)
+        if isinstance(e, OSError):
+            raise StoreError(f"{folder}: the backup cannot be written ({e.strerror})") from e
+        raise
+
+
+def _copy_all(places: Places, folder: Path, skiff: str, now: dt.datetime) -> Backup:
+    ledger.dump(places.ledger, folder / f"{LEDGER}.sqlite")
+    Windows(places.windows, read_only=True).close()  # there, and of this version
+    database.copy(places.windows, folder / f"{WINDOWS}.sqlite")
+    made = Backup(
+        fleet=places.fleet,
+        made=now.astimezone(dt.UTC).isoformat(timespec="seconds"),
+        skiff=skiff,
+        ledger=_copied(folder, LEDGER),
+        windows=_copied(folder, WINDOWS),
+    )
+    _write(folder / MANIFEST, json.dumps(_document(made), indent=2) + "\n")
+    database.sync(folder)
     return made
+
+
+def _empty(folder: Path, *, gone: bool) -> None:
+    """Removes what a backup that failed has written; the error that led here is the one to tell."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink()
+        if gone:
+            folder.rmdir()
 
 
 def restore(places: Places, folder: Path, *, force: bool) -> Backup:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Final
@@ -128,14 +129,29 @@ def read_alarm(text: str) -> Alarm:
     )
 
 
+def read_ended(text: str) -> tuple[tuple[ids.SessionId, int], ...]:
+    """Replaced sessions with their highest numbers; earlier versions wrote the sessions alone."""
+    pairs = ((said, -1) if isinstance(said, str) else said for said in json.loads(text))
+    return tuple((ids.session_id(session), int(seq)) for session, seq in pairs)
+
+
 def look_text(look: Look) -> str:
-    """A look's figures and accuracy, for people, and its suspects."""
+    """A look's figures and accuracy, for people, and its suspects; a figure that there is none of is null."""
     found = {
-        "figures": {name: asdict(familiar) for name, familiar in look.figures.items()},
+        "figures": {
+            name: {key: _or_null(value) for key, value in asdict(familiar).items()}
+            for name, familiar in look.figures.items()
+        },
         "estimate": asdict(look.estimate),
         "suspects": look.suspects,
     }
     return json.dumps(found, sort_keys=True)
+
+
+def _or_null(value: float | tuple[float, ...]) -> float | list[Any] | None:
+    if isinstance(value, tuple):
+        return [_or_null(part) for part in value]
+    return value if math.isfinite(value) else None
 
 
 def read_suspects(text: str) -> dict[str, tuple[ids.DeviceId, ...]]:

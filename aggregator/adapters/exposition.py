@@ -102,7 +102,7 @@ OF_FLEET: Final = (
         ("store_dead_letters", (), "Dead letters kept."),
         ("fleet_devices_known", (), "Devices that ever spoke."),
         ("fleet_devices_online", (), "Devices that are online."),
-        ("fleet_devices_silent", (), "Devices that are online and were not heard for a while."),
+        ("fleet_devices_silent", (), "Devices that are online and sent no window for a while."),
         ("drift_verdicts", ("kind", "outcome"), "Standing verdicts."),
         ("drift_incidents_open", ("kind", "severity"), "Open incidents."),
         ("retrain_requests", ("state",), "Retrain requests by what became of them."),

@@ -13,6 +13,7 @@ from edge_runtime.contract.ids import Digest
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 1 << 26
+TIMESTAMP: Final = "timestamp.json"
 
 
 def is_published(metadata: Path, digest: Digest) -> bool | None:
@@ -22,13 +23,10 @@ def is_published(metadata: Path, digest: Digest) -> bool | None:
     be read is logged, and nothing is published then. The order of files is that of The Update Framework 1.0, section 5:
     timestamp, snapshot, targets, the roles it delegates to.
     """
-    if not (metadata / "timestamp.json").exists():
+    if not (metadata / TIMESTAMP).exists():
         return None
     try:
-        snapshot = _signed(
-            metadata / f"{_version(_signed(metadata / 'timestamp.json'), 'snapshot')}.snapshot.json"
-        )
-        targets = _signed(metadata / f"{_version(snapshot, 'targets')}.targets.json")
+        snapshot, targets = _top(metadata)
         if digest in trust.read_revoked({trust.TABLE: targets.peek(trust.TABLE) or {}}):
             return False
         roles = targets.section("delegations", {}).sections("roles", ())
@@ -38,6 +36,26 @@ def is_published(metadata: Path, digest: Digest) -> bool | None:
     except (OSError, ValueError, ContractError) as e:
         log.warning("metadata_unreadable path=%s reason=%s", metadata, e)
         return False
+
+
+def director_keys(metadata: Path) -> frozenset[str] | None:
+    """The ids of the keys that devices take a release from, by the metadata that counts; None: nobody can say."""
+    if not (metadata / TIMESTAMP).exists():
+        return None
+    try:
+        _, targets = _top(metadata)
+        roles = targets.section("delegations", {}).sections("roles", ())
+        named = [role.texts("keyids") for role in roles if role.text("name") == trust.DIRECTOR]
+        return frozenset(keyid for keyids in named for keyid in keyids)
+    except (OSError, ValueError, ContractError) as e:
+        log.warning("metadata_unreadable path=%s reason=%s", metadata, e)
+        return None
+
+
+def _top(metadata: Path) -> tuple[Fields, Fields]:
+    """The snapshot and the targets that count."""
+    snapshot = _signed(metadata / f"{_version(_signed(metadata / TIMESTAMP), 'snapshot')}.snapshot.json")
+    return snapshot, _signed(metadata / f"{_version(snapshot, 'targets')}.targets.json")
 
 
 def _signed(path: Path) -> Fields:

@@ -78,6 +78,11 @@ class AggregatorConfig:
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
 
     @property
+    def metadata(self) -> Path:
+        """What the publisher signed, where ``registry`` is in its repository; nothing is there otherwise."""
+        return self.registry.parent / "metadata"
+
+    @property
     def ledger_path(self) -> Path:
         """The control state's file, unless ``ledger`` names a database."""
         return self.state_dir / "ledger.sqlite"

@@ -10,7 +10,7 @@ class MetricsConfig:
     """Figures for Prometheus, at ``/metrics`` of ``listen`` (host:port); empty: nowhere.
 
     What has to be asked of the stores is asked every ``refresh_seconds``. An online device counts as silent when
-    nothing was heard of it for ``silent_seconds``.
+    it sent no window for ``silent_seconds``.
     """
 
     listen: str = ""

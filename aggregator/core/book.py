@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from aggregator.config import DriftConfig
-from aggregator.core.findings import EFFECTS
+from aggregator.core.findings import EFFECTS, is_broken, some
 from aggregator.looks import Alarm, Finding, Trace
 
 FLEET_KINDS: Final = ("skew", "drift", "quality")
@@ -62,17 +62,10 @@ class Book:
             streak = 0 if finding.kind == "sensor" else before.streak + 1
             proven = finding.at_once or streak >= self._config.confirmations
             if alarm is not None:
-                if finding.one_by_one and alarm.kind == finding.kind:
-                    alarm = replace(alarm, devices=tuple(sorted({*alarm.devices, *finding.devices})))
+                if alarm.kind == finding.kind:
+                    alarm = _renewed(alarm, finding)
                 elif alarm.kind == "sensor" and proven:  # it was the first of many
-                    alarm = replace(
-                        alarm,
-                        kind=finding.kind,
-                        devices=finding.devices,
-                        severity="page" if finding.grave else alarm.severity,
-                        why=finding.why,
-                        evidence=finding.evidence,
-                    )
+                    alarm = replace(_told_now(alarm, finding), kind=finding.kind, devices=finding.devices)
             elif proven:
                 alarm = Alarm(
                     kind=finding.kind,
@@ -118,6 +111,29 @@ class Book:
             and trace.alarm.kind in kinds
             and trace.streak >= looks
         )
+
+
+def _renewed(alarm: Alarm, finding: Finding) -> Alarm:
+    """The open incident with what a look says of it now, as of one that is still of the same kind.
+
+    Whom a movement of the answers concerns stays what it was when it opened: newcomers are judged by it.
+    """
+    if finding.one_by_one:
+        earlier = [device for device in alarm.devices if device not in finding.devices]
+        also = f"; earlier {some(earlier)}" if earlier else ""
+        found = replace(_told_now(alarm, finding), devices=tuple(sorted({*alarm.devices, *finding.devices})))
+        found = replace(found, why=finding.why + also)
+    elif finding.kind in EFFECTS:
+        return alarm
+    else:
+        found = replace(_told_now(alarm, finding), devices=finding.devices)
+    # Whether a better model could help stays what it was, too.
+    return found if is_broken(found) == is_broken(alarm) else replace(alarm, devices=found.devices)
+
+
+def _told_now(alarm: Alarm, finding: Finding) -> Alarm:
+    severity = "page" if finding.grave else alarm.severity
+    return replace(alarm, severity=severity, why=finding.why, evidence=finding.evidence)
 
 
 def _weight(finding: Finding) -> tuple[bool, int, float]:

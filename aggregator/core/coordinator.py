@@ -5,7 +5,6 @@ to be published. So a revision is durable before any device can see it, and a re
 (a broker without persistence, a crash in between) is published again on the next connection.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,14 +13,15 @@ from aggregator.config import RolloutConfig, read_gates, read_shadow, read_stage
 from aggregator.core import gates, rollout
 from aggregator.core.exposure import Exposure
 from aggregator.core.gates import Evidence
+from aggregator.core.requests import START, read_request
+from aggregator.core.revisions import Claim, Claims
 from aggregator.records import DEFAULT_COHORT, AuditEntry, DeviceRecord, Request, Rollout, Track
 from edge_runtime.contract import ids
 from edge_runtime.contract.errors import ContractError
-from edge_runtime.contract.fields import Fields, nearest
+from edge_runtime.contract.fields import nearest
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest, FleetId, ModelName, RolloutId
 from edge_runtime.contract.release import Release
 
-START = "start_rollout"
 ORDERS = {"halt": "halt", "rollback": "roll_back", "pause": "pause", "resume": "resume"}
 KINDS = (START, *ORDERS)
 GATEKEEPER = "coordinator"
@@ -43,13 +43,15 @@ class StatusSeen:
 class RequestSeen:
     """An order from the ledger. ``artifact`` is the model family of the digest it names, None when that is
     unknown here; ``published`` whether the publisher vouches for it, None where nobody can say; ``namesake`` the
-    rollout of the name that it asks for (`name_of`), None when there never was one.
+    rollout of the name that it asks for (`requests.name_of`), None when there never was one; ``unsigned`` why no
+    device would take a release that is signed here, empty when there is no such reason.
     """
 
     request: Request
     artifact: ModelName | None = None
     published: bool | None = None
     namesake: Rollout | None = None
+    unsigned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,15 @@ class Publish:
     release: Release
 
 
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell whoever reads the log."""
+
+    text: str
+
+
 Kept = Save | Audit | Answer
-Action = Kept | Publish
+Action = Kept | Publish | Warn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +129,15 @@ class Coordinator:
         tracks: Iterable[Track] = (),
         revisions: Mapping[CohortId, int] | None = None,
         devices: Iterable[DeviceRecord] = (),
-        can_sign: bool = True,
     ) -> None:
         self._fleet = fleet
         self._defaults = defaults
         self._tracks = {(track.cohort, track.model): track for track in tracks}
         self._revisions = dict(revisions or {})
         self._devices: dict[DeviceId, DeviceRecord] = {record.device: record for record in devices}
-        self._can_sign = can_sign
+        self._claims = Claims()
+        for record in self._devices.values():
+            self._claims.saw(record, self._elsewhere(record))
         self._exposures: dict[tuple[CohortId, ModelName], Exposure] = {}
 
     @property
@@ -163,11 +173,15 @@ class Coordinator:
             case StatusSeen():
                 before = self._devices.get(event.record.device)
                 self._devices[event.record.device] = event.record
-                return self._over_active(partial(self._status_seen, before, event.record), now_ns)
+                actions = self._catch_up(
+                    self._claims.saw(event.record, self._elsewhere(event.record)), now_ns
+                )
+                return actions + self._over_active(partial(self._status_seen, before, event.record), now_ns)
             case RequestSeen():
                 return self._request(event, now_ns)
             case Tick():
-                actions = self._over_active(self._status_changed, now_ns)
+                actions = self._catch_up(None, now_ns)
+                actions += self._over_active(self._status_changed, now_ns)
                 return actions + self._over_active(
                     lambda r, now: self._ticked(r, event.evidence.get(r.rollout, Evidence()), now), now_ns
                 )
@@ -178,6 +192,40 @@ class Coordinator:
             if track.rollout is not None and track.rollout.state in rollout.ACTIVE:
                 actions += react(track.rollout, now_ns)
         return actions
+
+    # ── what this ledger forgot ────────────────────────────────────────────────────────────────────────
+
+    def _catch_up(self, absurd: Claim | None, now_ns: int) -> list[Action]:
+        """Publishes under a higher revision what devices refuse, because they follow a later one than this ledger's."""
+        actions: list[Action] = []
+        if absurd is not None:
+            actions.append(Warn(absurd.beyond_belief()))
+        for family, track in tuple(self._tracks.items()):
+            if track.release is None or not self._claims.refused(family, track.release.revision, now_ns):
+                continue
+            self._claims.renewed(family, now_ns)
+            revision, told = self._next_revision(track.cohort)
+            release, r = replace(track.release, revision=revision), track.rollout
+            # Reports under this rollout's name and an older number may be of a namesake that was forgotten too.
+            renewed = replace(track, release=release, rollout=r and replace(r, revision=revision))
+            self._tracks[family] = renewed
+            why = f"revision {track.release.revision} is published again as {revision}"
+            audit = (
+                [self._audit(renewed.rollout, GATEKEEPER, "renumber", why, now_ns)] if renewed.rollout else []
+            )
+            actions += [Save(renewed), *audit, *told, Publish(release)]
+        return actions
+
+    def _elsewhere(self, record: DeviceRecord) -> frozenset[str]:
+        """The rollouts whose releases are in force in other cohorts than the device's."""
+        tracks = self._tracks.values()
+        return frozenset(t.release.rollout for t in tracks if t.release and t.cohort != record.cohort)
+
+    def _next_revision(self, cohort: CohortId) -> tuple[int, list[Action]]:
+        known = self._revisions.get(cohort, 0)
+        revision, claim = self._claims.next(cohort, known)
+        self._revisions[cohort] = revision
+        return revision, [] if claim is None else [Warn(claim.forgotten(cohort, known, revision))]
 
     # ── what devices and time bring ────────────────────────────────────────────────────────────────────
 
@@ -233,18 +281,18 @@ class Coordinator:
         return [] if following == r else self._change(following, GATEKEEPER, "advance", why, now_ns)
 
     def _note(self, r: Rollout, outcome: gates.Outcome, now_ns: int) -> list[Action]:
-        """Remembers since when the stage is ready; a restart must not bake it anew."""
+        """Remembers since when the stage is ready, so that a restart does not bake it anew, and whom it waits for."""
         since = (r.ready_since_ns or now_ns) if outcome.ready else None
-        if since == r.ready_since_ns:
-            return []
-        return self._keep(replace(r, ready_since_ns=since))
+        note = rollout.describe(r, r.stage, r.cap)
+        changed = replace(r, ready_since_ns=since, note=note if outcome.ready else f"{note}; {outcome.why}")
+        return [] if changed == r else self._keep(changed)
 
     # ── orders ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _request(self, event: RequestSeen, now_ns: int) -> list[Action]:
         request = event.request
         try:
-            return self._start(event, now_ns) if request.kind == START else self._order(request, now_ns)
+            return self._start(event, now_ns) if request.kind == START else self._order(event, now_ns)
         except ContractError as e:
             who = request.by or "unknown"
             entry = AuditEntry(at_ns=now_ns, who=who, what=f"refused {request.kind}", why=str(e))
@@ -252,10 +300,7 @@ class Coordinator:
 
     def _start(self, event: RequestSeen, now_ns: int) -> list[Action]:
         request = event.request
-        if not self._can_sign:
-            raise ContractError(
-                "no director key is configured, so no release can be signed: set director_key"
-            )
+        self._refuse_unsigned(event)
         f = read_request(request)
         cohort = ids.cohort_id(f.text("cohort", DEFAULT_COHORT))
         model = ids.model_name(f.text("model"))
@@ -277,7 +322,6 @@ class Coordinator:
             by=request.by,
             why=request.why,
             created_ns=now_ns,
-            note="waiting for a device to begin with",
         )
         f.finish()
         if event.artifact is None:
@@ -297,10 +341,17 @@ class Coordinator:
         if candidate == incumbent:
             raise ContractError(f"{candidate} is what cohort {cohort} runs already")
         self._refuse_namesake(wished, event.namesake)
+        wished = replace(wished, note=rollout.draft_note(wished, self._devices.values()))
         actions: list[Action] = [Answer(request.number, accepted=True, reason=wished.rollout)]
         actions += self._keep(wished)
         actions.append(self._audit(wished, request.by, "start", request.why, now_ns))
         return actions + self._begin(wished, now_ns)
+
+    @staticmethod
+    def _refuse_unsigned(event: RequestSeen) -> None:
+        """What is decided must reach devices: who orders a halt must not believe that they have heard it."""
+        if event.unsigned:
+            raise ContractError(event.unsigned)
 
     def _refuse_namesake(self, wished: Rollout, namesake: Rollout | None) -> None:
         """Devices, evidence and the ledger know a rollout by its name alone."""
@@ -312,7 +363,9 @@ class Coordinator:
                     "another, or leave the name out"
                 )
 
-    def _order(self, request: Request, now_ns: int) -> list[Action]:
+    def _order(self, event: RequestSeen, now_ns: int) -> list[Action]:
+        request = event.request
+        self._refuse_unsigned(event)
         if request.kind not in ORDERS:
             raise ContractError(f"unknown request {request.kind!r}{nearest(request.kind, KINDS)}")
         f = read_request(request)
@@ -354,11 +407,10 @@ class Coordinator:
         release = rollout.release_of(r, self._fleet, before.revision if before else 0)
         if release == before:
             return [*self._keep(r), audit]
-        revision = self._revisions.get(r.cohort, 0) + 1
-        self._revisions[r.cohort] = revision
+        revision, told = self._next_revision(r.cohort)
         release = replace(release, revision=revision)
-        r = replace(r, revision=r.revision or revision)
-        return [*self._keep(r, release), audit, Publish(release)]
+        r = replace(r, revision=revision if told else r.revision or revision)
+        return [*self._keep(r, release), audit, *told, Publish(release)]
 
     @staticmethod
     def _audit(r: Rollout, who: str, what: str, why: str, now_ns: int) -> Audit:
@@ -367,27 +419,3 @@ class Coordinator:
                 at_ns=now_ns, who=who, what=what, why=why, cohort=r.cohort, model=r.model, rollout=r.rollout
             )
         )
-
-
-def read_request(request: Request) -> Fields:
-    """The request's document; raises `ContractError`."""
-    try:
-        return Fields(json.loads(request.document), request.kind)
-    except (ValueError, RecursionError) as e:
-        raise ContractError(f"{request.kind}: not JSON ({e})") from e
-
-
-def candidate_of(request: Request) -> Digest | None:
-    """The digest a request to start a rollout names, None when there is none to look up."""
-    try:
-        return ids.digest(read_request(request).text("candidate", "")) if request.kind == START else None
-    except ContractError:
-        return None
-
-
-def name_of(request: Request) -> str:
-    """The name a request to start a rollout asks for, empty when it asks for none."""
-    try:
-        return read_request(request).text("name", "") if request.kind == START else ""
-    except ContractError:
-        return ""

@@ -4,11 +4,13 @@ PSI is Σ (q - p) ln (q / p), with shares of at least `SHARE_FLOOR`. KS is the l
 functions at an edge, so at most the raw one. Chi-square is Pearson's statistic of the fleet's counts against the same
 shares of the reference. Jensen-Shannon is the distance, the root of the divergence in bits. Wasserstein-1 and the
 shift of the mean put every value at the middle of its cell, and values of the two open cells at their edge; both are
-in standard deviations of the reference so placed (0 where it does not vary).
+in standard deviations of the reference so placed (0 where it does not vary). All of these are NaN where one of the
+two has no finite value of the column.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -22,13 +24,14 @@ from edge_runtime.contract.profile import BESIDE, CellSpec, Profile
 Vector = NDArray[np.float64]
 
 SHARE_FLOOR: Final = 1e-4
-"""Cell shares below this count as this in PSI, which is infinite on an empty cell otherwise."""
+"""Cell shares below this count as this in PSI, and empty cells of the reference in chi-square where the fleet has rows:
+they are infinite on an empty cell otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shares:
-    """The mean of some units: ``cells`` (S,) shares among finite values, column after column; ``beside`` (J, 3) of all
-    rows; ``counts`` (S,) and ``rows`` of all units together.
+    """The mean of some units: ``cells`` (S,) shares among finite values, column after column, NaN where there is none;
+    ``beside`` (J, 3) of all rows; ``counts`` (S,) and ``finite`` (J,) values of all units together.
     """
 
     cells: Vector
@@ -104,9 +107,8 @@ class Reader:
             beside += np.einsum("ujb,uj->jb", around, 1.0 / rows)
             finite += inside.sum(axis=0)
             known += (inside > 0).sum(axis=0)
-        even = 1.0 / self._sizes[self._owners]
         return Shares(
-            cells=np.where(known[self._owners] > 0, cells / np.maximum(known, 1.0)[self._owners], even),
+            cells=cells / np.where(known > 0, known, np.nan)[self._owners],
             beside=beside / len(counts),
             counts=totals,
             finite=finite,
@@ -114,13 +116,14 @@ class Reader:
 
     def read(self, reference: Shares, fleet: Shares) -> tuple[Familiar, ...]:
         """The figures of every feature, then of the score."""
-        p, q, starts, places = reference.cells, fleet.cells, self._starts, self._places
-        owners = self._owners
+        p, q = np.nan_to_num(reference.cells), np.nan_to_num(fleet.cells)
+        owners, starts, places = self._owners, self._starts, self._places
+        known = ~np.isnan(reference.cells + fleet.cells)[starts]
         a, b = np.maximum(p, SHARE_FLOOR), np.maximum(q, SHARE_FLOOR)
         psi = np.add.reduceat((b - a) * np.log(b / a), starts)
         gap = np.cumsum(q - p)
         gap -= np.concatenate([[0.0], gap[starts[1:] - 1]])[owners]
-        expected = a * fleet.finite[owners]
+        expected = np.where((p == 0) & (fleet.counts > 0), SHARE_FLOOR, p) * fleet.finite[owners]
         with np.errstate(invalid="ignore", divide="ignore"):
             chi2 = np.add.reduceat(
                 np.where(expected > 0, (fleet.counts - expected) ** 2 / expected, 0.0), starts
@@ -146,20 +149,39 @@ class Reader:
             at = int(np.abs(gap[edges]).argmax())
             under = float(below[edges][at])
             beside = [(float(reference.beside[j, k]), float(fleet.beside[j, k])) for k in range(3)]
-            found.append(
-                Familiar(
-                    psi=float(psi[j]),
-                    ks=float(abs(gap[edges][at])),
-                    chi2=float(chi2[j]),
-                    js=float(js[j]),
-                    wasserstein_sd=float(moved[j]),
-                    mean_shift_sd=float(shift[j]),
-                    sd_ratio=float(deviations[1][j] / scale[j]) if np.isfinite(scale[j]) else 1.0,
-                    cut=float(column.edges[at]),
-                    below=(under, under + float(gap[edges][at])),
-                    missing=beside[0],
-                    non_finite=beside[1],
-                    repeated=beside[2],
-                )
+            one = Familiar(
+                psi=float(psi[j]),
+                ks=float(abs(gap[edges][at])),
+                chi2=float(chi2[j]),
+                js=float(js[j]),
+                wasserstein_sd=float(moved[j]),
+                mean_shift_sd=float(shift[j]),
+                sd_ratio=float(deviations[1][j] / scale[j]) if np.isfinite(scale[j]) else 1.0,
+                cut=float(column.edges[at]),
+                below=(_share(under), _share(under + float(gap[edges][at]))),
+                missing=beside[0],
+                non_finite=beside[1],
+                repeated=beside[2],
             )
+            found.append(one if known[j] else _without_values(one))
         return tuple(found)
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _without_values(found: Familiar) -> Familiar:
+    nan = math.nan
+    return replace(
+        found,
+        psi=nan,
+        ks=nan,
+        chi2=nan,
+        js=nan,
+        wasserstein_sd=nan,
+        mean_shift_sd=nan,
+        sd_ratio=nan,
+        cut=nan,
+        below=(nan, nan),
+    )

@@ -21,6 +21,7 @@ from typing import Final
 from aggregator.records import DeviceRecord, DeviceTotals, Gates, Rollout
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.latency import LatencyHistogram
+from edge_runtime.contract.messages import ModelReport
 
 HALT_ERRORS: Final = 3.0
 MIN_LATENCIES: Final = 200
@@ -28,6 +29,9 @@ MIN_ROWS_FOR_RATE: Final = 100
 LATENCY_QUANTILE: Final = 0.5
 """The median: the tail of wall time on a busy device belongs to its neighbours. CPU time gates the tail on
 the device."""
+
+NAMED: Final = 3
+"""So many of the devices that a stage waits for are named."""
 
 GO: Final = "go"
 WAIT: Final = "wait"
@@ -48,6 +52,7 @@ class Evidence:
 class Standing:
     """How a stage's devices stand: ``present`` can be heard or have decided, ``failed`` refused or rolled back.
 
+    ``waiting`` are the present ones that have neither committed nor failed.
     In the shadow their candidate answered ``shadow_rows`` live rows, ``shadow_disagreed`` of them otherwise than the
     model in service. How much of that is too much is each device's to say, see `Release.shadow`.
     """
@@ -56,6 +61,7 @@ class Standing:
     present: int
     committed: int
     failed: tuple[tuple[str, str], ...]
+    waiting: tuple[str, ...] = ()
     shadow_rows: int = 0
     shadow_disagreed: int = 0
 
@@ -70,8 +76,11 @@ class Outcome:
 
 
 def committed(record: DeviceRecord, rollout: Rollout) -> bool:
-    """Whether the device runs the candidate for good."""
-    report = record.report(rollout.model)
+    """Whether the device runs the candidate for good, and because this rollout told it to.
+
+    One that runs it for another reason does not follow the rollout yet, and may refuse to.
+    """
+    report = _report(record, rollout)
     return report is not None and report.serving == rollout.candidate and report.state != "trial"
 
 
@@ -81,18 +90,28 @@ def failure(record: DeviceRecord, rollout: Rollout) -> str:
     Only an outcome reported under this rollout counts. A quarantine alone does not: this rollout's attempt may lift it,
     and a device whose quarantine stands refuses the candidate when it is asked to run it.
     """
-    report = record.report(rollout.model)
-    if report is None or report.rollout != rollout.rollout or report.revision < rollout.revision:
+    report = _report(record, rollout)
+    if report is None:
         return ""
     if report.outcome in ("refused", "rolled_back") and report.outcome_digest == rollout.candidate:
         return f"{report.outcome}: {report.reason or 'no reason given'}"
     return ""
 
 
+def _report(record: DeviceRecord, rollout: Rollout) -> ModelReport | None:
+    """What the device says since it follows this rollout; None while it does not.
+
+    Any revision counts from the rollout's first on: who has not heard of the last one follows it as well.
+    """
+    report = record.report(rollout.model)
+    follows = report is not None and report.rollout == rollout.rollout and report.revision >= rollout.revision
+    return report if follows else None
+
+
 def standing(rollout: Rollout, members: Iterable[DeviceRecord]) -> Standing:
     """Counts the stage's devices."""
     total = present = done = rows = disagreed = 0
-    failed = []
+    failed, waiting = [], []
     for record in members:
         total += 1
         reason = failure(record, rollout)
@@ -101,14 +120,17 @@ def standing(rollout: Rollout, members: Iterable[DeviceRecord]) -> Standing:
         present += bool(record.online or has or reason)
         if reason:
             failed.append((str(record.device), reason))
-        report = record.report(rollout.model)
-        if report is not None and report.rollout == rollout.rollout:
+        elif record.online and not has:
+            waiting.append(str(record.device))
+        report = _report(record, rollout)
+        if report is not None:
             rows, disagreed = rows + report.shadow_rows, disagreed + report.shadow_disagreed
     return Standing(
         members=total,
         present=present,
         committed=done,
         failed=tuple(failed),
+        waiting=tuple(waiting),
         shadow_rows=rows,
         shadow_disagreed=disagreed,
     )
@@ -168,8 +190,17 @@ def _not_ready(gates: Gates, stand: Standing) -> str:
         return f"{stand.present} of {stand.members} devices can be heard; {gates.min_online_share:.0%} are needed"
     needed = math.ceil(gates.committed_share * (stand.present - len(stand.failed)) - 1e-9)
     if stand.committed < max(1, needed):
-        return f"{stand.committed} of {stand.present} devices committed; {max(1, needed)} are needed"
+        return (
+            f"{stand.committed} of {stand.present} devices committed; {max(1, needed)} are needed"
+            f"{_awaited(stand.waiting)}"
+        )
     return ""
+
+
+def _awaited(waiting: Sequence[str]) -> str:
+    named = ", ".join(sorted(waiting)[:NAMED])
+    more = f" and {len(waiting) - NAMED} more" if len(waiting) > NAMED else ""
+    return f", so it waits for {named}{more}" if named else ""
 
 
 def _bad_rows(gates: Gates, evidence: Evidence) -> tuple[str, str]:

@@ -78,7 +78,7 @@ def _compared(terms: Terms, arms: Arms, *, outputs: bool) -> list[Finding]:
                 float(test.p[owner]),
                 bool(matters.any()) and not (kind == "performance" and away[at] > 0),
             )
-            words = movement(terms.info, components, at, float(first[at]), float(second[at]))
+            words = movement(terms.info, components, at, first, second)
             found.append(
                 Finding(
                     kind=kind,

@@ -21,11 +21,12 @@ from aggregator.core.findings import (
     floors,
     key_of,
     kind_of,
+    led_by,
     movement,
     probability,
-    some,
 )
 from aggregator.core.past import Deviations, Past
+from aggregator.core.speaking import loud, showing, speaker
 from aggregator.looks import Familiar, Finding
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import ArtifactInfo
@@ -45,8 +46,6 @@ SURE: Final = 1.5
 """A device this far beyond its threshold is named at once, another when it comes back in the next look."""
 REPEATS_VARY: Final = 0.2
 """By this share of p (1 - p) repeated values may vary where a share p of them is usual: categories, whole numbers."""
-FAR: Final = 0.8
-"""Standard deviations of the training that a column's middle must move to be what is told of it."""
 NEAR_STRONGEST: Final = 0.7
 """A component speaks for its column when its score is at least this share of the column's largest."""
 FLIPS_SHARE: Final = 5
@@ -145,33 +144,37 @@ def fleet_findings(
         for tested, share in ((components.inputs, INPUT_SHARE), (~components.inputs, OUTPUT_SHARE))
     ]
     which = slice(None) if len(chosen) == len(deviations.devices) else chosen  # all need not be copied
-    away = _mean(deviations.away[which])
+    away, usual = _mean(deviations.away[which]), _mean(deviations.usual[which])
+    now = usual + away
+    sure = _sure(tests[0], cohort.level * INPUT_SHARE) & (np.abs(away) >= terms.floors)
     found = []
     for owner, name in enumerate(components.names):
-        if terms.of(owner).size:
+        if (mine := terms.of(owner)).size:
             outputs = owner >= components.features
             psi = figures[name].psi if name in figures and not outputs else 0.0
             at, large = _speaker(terms, tests[outputs], owner, away, psi)
-            kind = kind_of(components, at, own="drift")
+            told = speaker(components, mine, at, away[mine], sure[mine])
+            kind = kind_of(components, told, own="drift")
             if kind == "performance" and truth_known:
                 continue
             level = cohort.level * (OUTPUT_SHARE if outputs else INPUT_SHARE)
             p = float(tests[outputs].p[owner])
             moved = p <= level and large and not (kind == "performance" and away[at] > 0)
             sign = float(np.sign(tests[outputs].z[at]))
-            once = level / tests[outputs].independent(terms.of(owner).size)
+            once = level / tests[outputs].independent(mine.size)
             votes = deviations.votes[chosen, at] * sign
             rest = without_strongest(votes, config.few_share)
             moved = moved and _lingers(rest, float(past.common[at]), once)
             named = beyond.get(owner, frozenset())
             part = [d for i in chosen if (d := deviations.devices[i]) in named] if named else []
-            devices = tuple(deviations.devices[i] for i in chosen[_speakers(votes)]) if moved else ()
+            devices = ()
+            if moved:
+                toward = _scores(deviations, chosen, told) * np.sign(tests[outputs].z[told])
+                named_now = loud(votes) if outputs else showing(toward)
+                devices = tuple(deviations.devices[i] for i in chosen[named_now])
             if not moved and len(part) > terms.few(len(chosen)):
                 moved, p, devices = True, cohort.level * SENSOR_SHARE, tuple(part)
-            told = _told_of(components, at, away)
-            before = float(_mean(deviations.usual[which, told : told + 1])[0])
-            now = before + float(away[told])
-            words = movement(terms.info, components, told, before, now)
+            words = movement(terms.info, components, told, usual, now)
             found.append(
                 Finding(
                     kind=kind,
@@ -187,10 +190,10 @@ def fleet_findings(
                     why=f"{words}, in {len(devices)} of {len(chosen)} devices ({probability(p)})",
                     evidence=(
                         ("p", p),
-                        ("z", float(tests[outputs].z[at])),
-                        ("from", before),
-                        ("to", now),
-                        *fault_as_evidence(components, at),
+                        ("z", float(tests[outputs].z[told])),
+                        ("from", float(usual[told])),
+                        ("to", float(now[told])),
+                        *fault_as_evidence(components, told),
                         *(figures_as_evidence(figures[name]) if name in figures else ()),
                     ),
                     grave=kind in EFFECTS,
@@ -208,6 +211,18 @@ def _mean(values: Matrix) -> Matrix:
             known.sum(axis=0), 1
         )
     return mean
+
+
+def _sure(test: FleetTest, level: float) -> NDArray[np.bool_]:
+    """(K,) whether a component moved surely by itself."""
+    found: NDArray[np.bool_] = 2.0 * test.worth * special.ndtr(-np.abs(test.z)) <= level
+    return found
+
+
+def _scores(deviations: Deviations, chosen: Indices, at: int) -> Matrix:
+    """The deviations in units of noise, as large as they are."""
+    found: Matrix = deviations.away[chosen, at] / np.sqrt(deviations.variance[chosen, at])
+    return found
 
 
 def _speaker(terms: Terms, test: FleetTest, owner: int, away: Matrix, psi: float) -> tuple[int, bool]:
@@ -231,29 +246,10 @@ def _plainest(components: Components, mine: Indices, strength: Matrix) -> int:
     return strongest
 
 
-def _told_of(components: Components, at: int, away: Matrix) -> int:
-    """The component to tell people of instead of ``at``, where ``away`` (K,) is how far all of them moved.
-
-    What moves far to one side also spreads wider, and that may be the surer; but it is not what people see.
-    """
-    if components.cells[at] == SCALE:
-        mine = (components.owners == components.owners[at]) & (components.cells == LOCATION)
-        location = int(np.flatnonzero(mine)[0])
-        if abs(away[location]) >= FAR:
-            return location
-    return at
-
-
 def _lasts(terms: Terms, away: Matrix, owner: int, psi: float) -> bool:
     """Whether an open incident still matters: half of what opens one, so that it does not flap at the floor."""
     mine = terms.of(owner)
     return bool((np.abs(away[mine]) >= terms.floors[mine] / 2.0).any()) or psi >= terms.config.psi_floor / 2.0
-
-
-def _speakers(votes: Matrix) -> NDArray[np.bool_]:
-    """The devices that show a movement: by at least their noise, and by half of what is usual among such."""
-    loud = votes >= 1.0
-    return loud & (votes >= float(votes[loud].mean()) / 2.0) if loud.any() else loud
 
 
 def _lingers(rest: Matrix, common: float, level: float) -> bool:
@@ -312,8 +308,8 @@ def device_findings(
             if deviations.devices[hit.device] in again or abs(hit.u) >= SURE * result.threshold
         ]
         few = not against_fleet or len(hits) <= terms.few(len(judged))
-        strongest = (sure or hits)[0].at if hits else int(mine[0])
-        kind = kind_of(components, strongest, own="drift")
+        most = max(sure or hits, key=lambda hit: abs(hit.u), default=None)
+        kind = kind_of(components, most.told if most else int(mine[0]), own="drift")
         why, evidence = _told(terms, deviations, result.threshold, sure, against_fleet=against_fleet)
         found.append(
             Finding(
@@ -338,11 +334,12 @@ def device_findings(
 
 @dataclass(frozen=True, slots=True)
 class _Hit:
-    """A device beyond its threshold, by index, with the component that is furthest, and how far that is."""
+    """A device beyond its threshold, by index: how far its surest component is, which is told, and how far that is."""
 
     device: int
-    at: int
     u: float
+    told: int
+    told_u: float
 
 
 def _hits(
@@ -356,7 +353,8 @@ def _hits(
             strength = np.where(result.beyond[k, mine], np.abs(result.u[k, mine]), 0.0)
             at = _plainest(components, mine, strength)
             if components.nature[at] != ACCURACY or deviations.away[device, at] < 0:
-                found.append(_Hit(device, at, float(result.u[k, at])))
+                told = speaker(components, mine, at, deviations.away[device, mine], result.beyond[k, mine])
+                found.append(_Hit(device, float(result.u[k, at]), told, float(result.u[k, told])))
     return found
 
 
@@ -366,13 +364,17 @@ def _told(
     if not sure:
         return "", ()
     most = max(sure, key=lambda hit: abs(hit.u))
-    away = deviations.away[most.device]
-    told = _told_of(terms.components, most.at, away)
-    before = float(deviations.usual[most.device, told])
-    now = before + float(away[told])
-    words = movement(terms.info, terms.components, told, before, now)
-    names = some([deviations.devices[hit.device] for hit in sure])
+    device, at = deviations.devices[most.device], most.told
+    usual = deviations.usual[most.device]
+    now = usual + deviations.away[most.device]
+    words = movement(terms.info, terms.components, at, usual, now)
     than = "from what the other devices do" if against_fleet else "from its own past"
-    why = f"{names}: {words}, {abs(most.u):.0f} times its usual noise {than}"
-    numbers = (("u", most.u), ("threshold", threshold), ("from", before), ("to", now))
-    return why, (*numbers, *fault_as_evidence(terms.components, most.at))
+    what = f"{words}, {abs(most.told_u):.0f} times its usual noise {than}"
+    why = led_by(device, [deviations.devices[hit.device] for hit in sure], what)
+    numbers = (
+        ("u", most.told_u),
+        ("threshold", threshold),
+        ("from", float(usual[at])),
+        ("to", float(now[at])),
+    )
+    return why, (*numbers, *fault_as_evidence(terms.components, at))

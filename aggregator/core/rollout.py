@@ -49,15 +49,19 @@ TRANSITIONS: Final[dict[tuple[str, str], str]] = {
 }
 ACTIVE: Final = (DRAFT, RUNNING, PAUSED)
 NO_CAP: Final = -1
+ENDED: Final = (
+    "devices were told already to run what they ran before; to run something else, start another rollout"
+)
 
 
 def step(rollout: Rollout, verb: str) -> str:
     """The state after ``verb``; raises `ContractError` when it is not allowed in this state."""
     after = TRANSITIONS.get((rollout.state, verb))
     if after is None:
-        allowed = ", ".join(v for s, v in TRANSITIONS if s == rollout.state) or "nothing"
+        allowed = [v.replace("_", " ") for s, v in TRANSITIONS if s == rollout.state]
+        instead = f"what is left to do is {' or '.join(allowed)}" if allowed else ENDED
         raise ContractError(
-            f"rollout {rollout.rollout} is {rollout.state}: cannot {verb.replace('_', ' ')} it, only {allowed}"
+            f"rollout {rollout.rollout} is {rollout.state}, so it cannot {verb.replace('_', ' ')}: {instead}"
         )
     return after
 
@@ -65,6 +69,19 @@ def step(rollout: Rollout, verb: str) -> str:
 def eligible(rollout: Rollout, devices: Iterable[DeviceRecord]) -> list[DeviceRecord]:
     """The known devices that follow the rollout's cohort and have its model family, online or not."""
     return [d for d in devices if d.cohort == rollout.cohort and d.report(rollout.model) is not None]
+
+
+def draft_note(rollout: Rollout, devices: Iterable[DeviceRecord]) -> str:
+    """Why a draft waits; says so when nobody can ever begin it as things stand, for its cohort may be mistyped."""
+    found = list(devices)
+    known = eligible(rollout, found)
+    if known:
+        return f"waits for one of {len(known)} devices to be online"
+    cohorts = sorted({d.cohort for d in found if d.report(rollout.model) is not None})
+    others = f", only in {', '.join(cohorts[:5])}" if cohorts else ""
+    return (
+        f"no device of cohort {rollout.cohort} with model {rollout.model} is known{others}: it waits for one"
+    )
 
 
 def members(rollout: Rollout, devices: Iterable[DeviceRecord]) -> list[DeviceRecord]:
@@ -103,9 +120,14 @@ def _enter(rollout: Rollout, stage: int, devices: Iterable[DeviceRecord], now_ns
         threshold=threshold,
         stage_since_ns=now_ns,
         ready_since_ns=None,
-        note=f"stage {stage} of {len(rollout.stages)}: "
-        + ("everyone" if cap == NO_CAP else f"{cap} devices"),
+        note=describe(rollout, stage, cap),
     )
+
+
+def describe(rollout: Rollout, stage: int, cap: int) -> str:
+    """A stage in words."""
+    who = "everyone" if cap == NO_CAP else "1 device" if cap == 1 else f"{cap} devices"
+    return f"stage {stage} of {len(rollout.stages)}: {who}"
 
 
 def begin(rollout: Rollout, devices: Iterable[DeviceRecord], now_ns: int) -> Rollout:

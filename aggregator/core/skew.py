@@ -6,6 +6,7 @@ alarms in nearly every drift-free run. Where no groups were given, the whole tra
 whether it could be one more device: a test that only gross differences pass.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,18 @@ from scipy import special
 
 from aggregator.config import DriftConfig
 from aggregator.core import permutation
-from aggregator.core.components import Components, Matrix
+from aggregator.core.components import FAULT_WORDS, FAULTS, Components, Matrix
 from aggregator.core.evidence import to_normal, without_strongest
-from aggregator.core.findings import fault_as_evidence, figures_as_evidence, kind_of, probability
+from aggregator.core.findings import (
+    category,
+    fault_as_evidence,
+    figures_as_evidence,
+    kind_of,
+    percent,
+    probability,
+)
 from aggregator.core.own_past import Terms
+from aggregator.core.speaking import speaker
 from aggregator.looks import Familiar, Finding
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.profile import Profile
@@ -28,13 +37,16 @@ from edge_runtime.contract.profile import Profile
 class SkewTest:
     """``z`` (K,) signed scores (0 where not tested), ``p`` (owners,) adjusted; 1 for owners without components.
 
-    ``lasting`` (K,) are the scores without the few devices that show each component's movement most.
+    ``lasting`` (K,) are the scores without the few devices that show each component's movement most. ``there`` and
+    ``here`` (K,) are the means of the other units and of the devices, NaN where there is none.
     """
 
     z: Matrix
     p: Matrix
     units: int
     lasting: Matrix
+    there: Matrix
+    here: Matrix
 
     def broad(self, at: int, level: float) -> bool:
         """Whether component ``at`` moved in more than a few devices."""
@@ -68,20 +80,23 @@ def against_groups(
     inputs.
     """
     chosen = ~components.inputs if outputs else components.inputs
-    sides = [components.sample(units).values[:, chosen] for units in (groups, devices)]
+    values = [components.sample(units).values for units in (groups, devices)]
+    there, here = (_known_mean(side, np.nan) for side in values)
+    sides = [side[:, chosen] for side in values]
     first, second = _filled(sides[0], sides[1]), _filled(sides[1], sides[0])
     varying = np.ptp(np.concatenate([first, second]), axis=0) > 0
     at = np.flatnonzero(chosen)[varying]
     z, p = np.zeros(components.size), np.ones(len(components.names))
     if not at.size:
-        return SkewTest(z=z, p=p, units=len(groups), lasting=z)
+        return SkewTest(z=z, p=p, units=len(groups), lasting=z, there=there, here=here)
     first, second = first[:, varying], second[:, varying]
     part = Shared(variance=shared.variance[at], freedom=shared.freedom[at])
     z[at] = _welch(first, second, part, config.variance_floor)
     tail = 2.0 * special.ndtr(-_strongest(components, z))
     lasting = z.copy()
     if float(tail.min()) > level:
-        return SkewTest(z=z, p=np.minimum(1.0, at.size * tail), units=len(groups), lasting=lasting)
+        p = np.minimum(1.0, at.size * tail)
+        return SkewTest(z=z, p=p, units=len(groups), lasting=lasting, there=there, here=here)
     rest = _without_strongest(second, z[at], config.few_share)
     lasting[at] = _welch(first, rest, part, config.variance_floor)
     found, owners = np.unique(components.owners[at], return_inverse=True)
@@ -99,7 +114,7 @@ def against_groups(
     together = np.zeros(len(components.names), np.bool_)
     np.logical_or.at(together, components.owners, shared.variance > 0)
     p = np.where(together, np.maximum(p, np.minimum(1.0, len(found) * tail)), p)
-    return SkewTest(z=z, p=p, units=len(groups), lasting=lasting)
+    return SkewTest(z=z, p=p, units=len(groups), lasting=lasting, there=there, here=here)
 
 
 def _welch(first: Matrix, second: Matrix, shared: Shared, floor: float) -> Matrix:
@@ -130,7 +145,7 @@ def against_pool(
 ) -> SkewTest:
     """Whether ``pool`` could be one more of ``devices``: Student's test of a new observation, Bonferroni's bound."""
     sides = [components.sample(units).values for units in ([pool], devices)]
-    there, values = _filled(sides[0], sides[1])[0], _filled(sides[1], sides[0])
+    pooled, values = _filled(sides[0], sides[1])[0], _filled(sides[1], sides[0])
     grain = components.variance_of_a_row(values.mean(axis=0)) / max(
         1.0, float(np.mean([d.rows for d in devices]))
     )
@@ -141,13 +156,14 @@ def against_pool(
         own = np.maximum((values.var(axis=0, ddof=1) + grain) * (1.0 + 1.0 / n), config.variance_floor)
         total = own + shared.variance
         freedom = total**2 / (own**2 / (n - 1.0) + shared.variance**2 / shared.freedom)
-        found = to_normal((values.mean(axis=0) - there) / np.sqrt(total), freedom)
+        found = to_normal((values.mean(axis=0) - pooled) / np.sqrt(total), freedom)
         return np.where(components.inputs, found, 0.0)
 
     z = scores(values)
     p = np.minimum(1.0, 2.0 * int(components.inputs.sum()) * special.ndtr(-_strongest(components, z)))
     lasting = scores(_without_strongest(values, z, config.few_share))
-    return SkewTest(z=z, p=p, units=1, lasting=lasting)
+    there, here = (_known_mean(side, np.nan) for side in sides)
+    return SkewTest(z=z, p=p, units=1, lasting=lasting, there=there, here=here)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,7 +228,8 @@ def some_of(devices: Iterable[DeviceId], limit: int) -> list[DeviceId]:
 
 def _large(reading: Familiar, config: DriftConfig) -> bool:
     faults = max(abs(now - before) for before, now in (reading.missing, reading.non_finite))
-    return reading.psi >= config.psi_floor or max(reading.ks, faults) >= config.cdf_floor
+    # Figures are NaN where nothing finite is left to compare: that is a fault.
+    return reading.psi >= config.psi_floor or reading.ks >= config.cdf_floor or faults >= config.cdf_floor
 
 
 def _finding(
@@ -223,9 +240,12 @@ def _finding(
     mine = terms.of(owner)
     at = int(mine[np.abs(test.z[mine]).argmax()])
     p = float(test.p[owner])
+    away = np.nan_to_num(test.here[mine] - test.there[mine])
+    sure = 2.0 * components.size * special.ndtr(-np.abs(test.z[mine])) <= who.level
+    told = speaker(components, mine, at, away, sure & (np.abs(away) >= terms.floors[mine]))
     units = f"{len(who.devices)} devices against {test.units} training unit{'s' if test.units > 1 else ''}"
     return Finding(
-        kind=kind_of(components, at, own="skew"),
+        kind=kind_of(components, told, own="skew"),
         cohort=who.cohort,
         key=name,
         feature=name,
@@ -235,17 +255,28 @@ def _finding(
         p=p,
         devices=tuple(sorted(who.devices)),
         judged=len(who.devices),
-        why=(
-            f"{name} is not as in training: {100 * reading.below[1]:.0f} % of values are at most {reading.cut:.4g}, "
-            f"{100 * reading.below[0]:.0f} % there ({units}, {probability(p)})"
-        ),
+        why=f"{name} is not as in training: {_difference(terms, test, told, reading)} ({units}, {probability(p)})",
         evidence=(
             ("p", p),
-            ("z", float(test.z[at])),
-            *fault_as_evidence(components, at),
+            ("z", float(test.z[told])),
+            *fault_as_evidence(components, told),
             *figures_as_evidence(reading),
         ),
     )
+
+
+def _difference(terms: Terms, test: SkewTest, told: int, reading: Familiar) -> str:
+    """In words, what devices and training differ in: a share of all rows, or where the distributions do most."""
+    components, there, here = terms.components, test.there[told], test.here[told]
+    nature, what = int(components.nature[told]), category(terms.info, components, told)
+    if nature in FAULTS:
+        return f"{FAULT_WORDS[nature]} are {percent(here)} of rows, {percent(there)} there"
+    if math.isnan(reading.cut):
+        return "there are no values to compare"
+    if what is not None:
+        return f"{what} in {percent(here)} of rows, {percent(there)} there"
+    before, now = reading.below
+    return f"{100 * now:.0f} % of values are at most {reading.cut:.4g}, {100 * before:.0f} % there"
 
 
 def _filled(values: Matrix, others: Matrix) -> Matrix:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from aggregator.core.cohorts import FLEET
-from aggregator.core.findings import key_of, percent, probability, some
+from aggregator.core.findings import key_of, led_by, percent, probability
 from aggregator.core.own_past import REFUSED_SHARE, TRUTH_SHARE, Terms
 from aggregator.core.rates import Rates
 from aggregator.looks import Finding, Reading, Slice
@@ -18,6 +18,8 @@ from edge_runtime.contract.ids import DeviceId
 
 FEWEST_REFUSED: Final = 100
 """A device has a past of refused rows when so many rows, refused or not, are known of it."""
+MOST: Final = 0.5
+"""Where more than this share of the rows is refused it is worth waking somebody: nobody is answered."""
 REFUSED: Final = "refused rows"
 
 
@@ -120,7 +122,7 @@ class Tallies:
             judged=test.devices,
             why=f"{words}, over {test.devices} devices ({probability(test.p)})",
             evidence=(("p", test.p), ("from", test.before), ("to", test.now), ("half_width", test.half)),
-            grave=measure.kind == "performance",
+            grave=measure.kind == "performance" or test.now < 1.0 - MOST,
         )
 
     def _devices(self, measure: _Measure, one: Slice, level: float, *, among_many: bool) -> Finding | None:
@@ -148,9 +150,9 @@ class Tallies:
             devices=names,
             one_by_one=True,
             judged=len(each),
-            why=f"{some(names)}: {words} ({probability(worst.p)})" if far else "",
+            why=led_by(worst.device, names, f"{words} ({probability(worst.p)})") if far else "",
             evidence=(("p", worst.p), ("from", worst.before), ("to", worst.now)),
-            grave=measure.kind == "performance",
+            grave=measure.kind == "performance" or sum(r.now for r in each) < (1.0 - MOST) * len(each),
         )
 
 

@@ -1,5 +1,6 @@
 """The command itself: read, replay, judge, tell."""
 
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -9,10 +10,14 @@ import typer
 
 from aggregator.config import DriftConfig
 from aggregator.config import load as load_aggregator
-from cli.backtest.replay import Replay, parse_window, replay
+from aggregator.config.drift import read_drift
+from aggregator.looks import Slice
+from cli.backtest.baseline import history_of
+from cli.backtest.replay import EveryRows, Replay, Rule, counted, parse_window, replay
 from cli.backtest.table import Columns, read_table
 from cli.output import JsonFlag, note, print_json, progress, reported
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.fields import Fields
 from edge_runtime.engine import Engine
 
 
@@ -36,7 +41,7 @@ def backtest(
     ] = None,
     labels: Annotated[str, typer.Option(help="Column with the truth, for the real accuracy.")] = "",
     config: Annotated[
-        Path | None, typer.Option(help="An aggregator's TOML file, for its [drift] section.")
+        Path | None, typer.Option(help="An aggregator's TOML file, for its \\[drift] section.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page with plots here, too.")] = None,
     as_json: JsonFlag = False,
@@ -44,43 +49,71 @@ def backtest(
     """Replay raw rows through the devices' windows and the aggregator's judge: which alarms, and when."""
     with reported():
         rule = parse_window(window)
-        drift = load_aggregator(config).drift if config is not None else DriftConfig()
-        if report is not None and not report.parent.is_dir():
-            raise ConfigError(f"--report {report}: there is no folder {report.parent}")
+        drift = _drift_of(config) if config is not None else DriftConfig()
+        if report is not None:
+            from cli.page import check_place
+
+            check_place(report)
         engine = Engine(model)
         columns = Columns(device=device_column, time=time_column, labels=labels)
         notes: list[str] = []
 
-        def replayed(path: Path) -> Replay:
-            table = read_table(path, engine.info.manifest, columns)
+        def replayed(path: Path, *, truth_needed: bool) -> Replay:
+            table = read_table(path, engine.info.manifest, columns, truth_needed=truth_needed)
             with progress(f"replay {path.name}") as bar:
                 found = replay(engine, table, rule, bar)
             notes.extend([*table.notes, *(f"{path}: {text}" for text in found.notes)])
             if not found.slices:
-                raise ConfigError(
-                    f"{path}: no device has rows enough for one window of {window}; choose a shorter one"
-                )
+                raise ConfigError(f"{path}: {_no_window(window, rule, found)}")
             return found
 
         with ThreadPoolExecutor(1) as beside:  # the judge's libraries load while Arrow decodes
             loaded = beside.submit(import_module, "cli.backtest.outcome")
-            history = replayed(reference).slices if reference is not None else ()
-            found = replayed(data)
+            past = replayed(reference, truth_needed=False) if reference is not None else None
+            found = replayed(data, truth_needed=True)
             loaded.result()
         from cli.backtest.outcome import document, judge
 
+        history: tuple[Slice, ...] = ()
+        if reference is not None and past is not None:
+            history, about = history_of(reference, past, data, found, drift.baseline_looks)
+            notes.extend(about)
         outcome = judge(engine.info, history, found.slices, drift)
         notes.extend(outcome.notes)
         for text in notes:
             note(f"note: {text}")
+        from cli.backtest.telling import printing, tell
+
+        with printing():
+            if as_json:
+                print_json(document(outcome, notes))
+            else:
+                tell(outcome)
         if report is not None:
             from cli.backtest.page import render
+            from cli.page import write
 
-            report.write_text(render(outcome, notes, data.name), encoding="utf-8")
+            write(report, render(outcome, notes, data.name))
             note(f"wrote {report}")
-        if as_json:
-            print_json(document(outcome, notes))
-        else:
-            from cli.backtest.telling import tell
 
-            tell(outcome)
+
+def _drift_of(path: Path) -> DriftConfig:
+    """The ``[drift]`` of an aggregator's file, or of one that holds nothing else."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        document = {}  # what is wrong with it is said below
+    if set(document) == {"drift"}:
+        return read_drift(Fields(document, str(path), ConfigError).section("drift"))
+    return load_aggregator(path).drift
+
+
+def _no_window(window: str, rule: Rule, found: Replay) -> str:
+    device, most = max(found.spans.items(), key=lambda item: item[1].rows)
+    has = f"(the most, {counted(most.rows, 'row')}, has {device})"
+    if isinstance(rule, EveryRows):
+        return f"no device has rows enough for one window of {window} {has}; choose a shorter one"
+    return (
+        f"no device has a window of {window}: it stays open until the model has answered {rule.policy.min_rows} rows "
+        f"of the device {has}; take --window rows:N with N of at most {most.rows}"
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from aggregator.config import DriftConfig
 from aggregator.core.judge import Judge
 from aggregator.looks import Alarm, Estimate, Familiar, Slice, Wish
+from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import ArtifactInfo
 
 
@@ -18,7 +19,8 @@ class Outcome:
     """What was replayed and what came of it.
 
     ``figures`` has for each slice the familiar figures of every feature and of ``score``; ``estimates`` the accuracy
-    of devices, estimated and known. ``history`` is what ``--reference`` came to.
+    of devices, estimated and known. ``history`` is what ``--reference`` came to; ``learned`` of the first slices became
+    the devices' past instead, where that is known.
     """
 
     info: ArtifactInfo
@@ -29,6 +31,7 @@ class Outcome:
     alarms: tuple[Alarm, ...]
     wishes: tuple[Wish, ...]
     notes: tuple[str, ...]
+    learned: int = 0
 
 
 def judge(
@@ -37,6 +40,7 @@ def judge(
     """Shows ``slices`` to the aggregator's judge, one look after another."""
     judging = Judge(info, drift, looks=len(slices), history=history)
     looks = [judging.look(found) for found in slices]
+    first = 0 if history else learned(slices, drift.baseline_looks)
     return Outcome(
         info=info,
         history=tuple(history),
@@ -45,8 +49,27 @@ def judge(
         estimates=tuple(look.estimate for look in looks),
         alarms=tuple(judging.alarms),
         wishes=tuple(judging.wishes),
-        notes=tuple(judging.notes),
+        notes=(*_of_learning(first, slices), *judging.notes),
+        learned=first,
     )
+
+
+def learned(slices: Sequence[Slice], need: int) -> int:
+    """How many of the first slices become the devices' past: until the first device has ``need`` windows; 0 if none."""
+    windows: Counter[DeviceId] = Counter()
+    for k, one in enumerate(slices):
+        windows.update(reading.device for reading in one.readings if reading.profile.rows)
+        if max(windows.values(), default=0) >= need:
+            return k + 1
+    return 0
+
+
+def _of_learning(first: int, slices: Sequence[Slice]) -> Iterator[str]:
+    if first:
+        rest = f"from {first} on windows were" if first < len(slices) else "there is none after them to be"
+        yield f"windows 0 to {first - 1} were learned as the devices' past; {rest} judged against it"
+    if not any(map(rows_of, slices)):
+        yield "the model answers none of the rows: nothing was judged"
 
 
 def accuracy(found: Slice) -> float | None:
@@ -58,6 +81,14 @@ def accuracy(found: Slice) -> float | None:
 def rows_of(found: Slice) -> int:
     """How many rows of the slice the model answered."""
     return sum(reading.profile.rows for reading in found.readings)
+
+
+def refused_of(found: Slice) -> Counter[str]:
+    """How many rows of the slice the model refused, by reason."""
+    refused: Counter[str] = Counter()
+    for reading in found.readings:
+        refused.update(dict(reading.refused))
+    return refused
 
 
 def moment(at_ns: int) -> str:
@@ -106,25 +137,25 @@ def document(outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
 def _window(
     found: Slice, figures: Mapping[str, Familiar], estimate: Estimate, names: Sequence[str]
 ) -> dict[str, Any]:
-    refused: Counter[str] = Counter()
-    for reading in found.readings:
-        refused.update(dict(reading.refused))
     return {
         "index": found.index,
         "start": moment(found.start_ns),
         "end": moment(found.end_ns),
         "devices": len(found.readings),
         "rows": rows_of(found),
-        "refused": dict(sorted(refused.items())),
+        "refused": dict(sorted(refused_of(found).items())),
         "accuracy": accuracy(found),
         "estimated_accuracy": estimate.estimated,
         "estimate_error": estimate.error,
         "estimate_error_half": estimate.error_half,
-        "features": {name: _figures(figures[name]) for name in names if name in figures},
+        "features": {name: _figures(figures.get(name)) for name in names},
     }
 
 
-def _figures(found: Familiar) -> dict[str, Any]:
+def _figures(found: Familiar | None) -> dict[str, Any]:
+    """A feature's figures, all null in a window without an answered row."""
+    if found is None:
+        return dict.fromkeys(("psi", "ks", "chi2", "js", "wasserstein"))
     return {
         "psi": _finite(found.psi),
         "ks": _finite(found.ks),

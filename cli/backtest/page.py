@@ -31,6 +31,8 @@ def render(outcome: Outcome, notes: Sequence[str], data: str) -> str:
     devices = {reading.device for found in slices for reading in found.readings}
     past = f"the devices' own history of {len(outcome.history)} windows" if outcome.history else ""
     baseline = past or "the training profile in the artifact, then the devices' own first windows"
+    if outcome.learned:
+        baseline += f" (0 to {outcome.learned - 1}, against which those from {outcome.learned} on are judged)"
     lead = (
         f"{data}: {sum(map(rows_of, slices)):,} rows of {len(devices)} devices in {len(slices)} windows, from "
         f"{moment(slices[0].start_ns)} to {moment(slices[-1].end_ns)}, against {baseline}. "

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -28,6 +28,9 @@ _WINDOW: Final = {
 _UNITS: Final = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 _ALLOWED: Final = "give rows:N (N rows of a device each), or a time like 90s, 15m, 1h, at most 1d"
 
+MUCH: Final = 0.1
+"""A device of whose rows so large a share is refused is named."""
+_NAMED: Final = 3
 _AT_ONCE: Final = 65_536
 
 Progress = Callable[[str, int, int], None]
@@ -70,42 +73,100 @@ def parse_window(text: str) -> Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The slices that a fleet's judge looks at, how many rows the windows hold, and what became of the others."""
+    """The slices that a fleet's judge looks at, how many rows the windows hold, and what became of the others.
+
+    ``spans`` are those of all devices' rows, whether they make a window or not.
+    """
 
     slices: tuple[Slice, ...]
     rows: int
     refused: tuple[tuple[str, int], ...]
+    spans: Mapping[DeviceId, "Span"]
     notes: tuple[str, ...]
+
+
+class Span(NamedTuple):
+    """How many rows of a device there are, and from when to when."""
+
+    rows: int
+    first_ns: int
+    last_ns: int
 
 
 def replay(engine: Engine, table: Table, rule: Rule, progress: Progress | None = None) -> Replay:
     """The fleet's slices, oldest first; raises what `Engine.run` raises."""
     windows, left = replay_devices(engine, table, rule, progress)
+    spans = _spans(table)
     notes = []
     if isinstance(rule, EveryRows):
         slices, others = slicing.by_count(windows)
         if others:
             notes.append(
-                f"{len(others)} of {len(windows)} devices have many more or fewer windows than the others "
-                f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''}): theirs are merged by time"
+                f"windows of {len(others)} of {len(windows)} devices ({some_of(others)}) are merged by time: many more "
+                "or fewer than the others have"
             )
     else:
         slices = slicing.by_period(windows, rule.policy.period_ns)
     if left:
-        notes.append(f"{left} rows at the end of devices' streams are too few for another window: left out")
+        notes.append(
+            f"{counted(left, 'row')} at the end of devices' streams left out: too few for another window"
+        )
+    silent = [device for device, found in windows.items() if not found]
+    if silent:
+        names = some_of([f"{device} with {counted(spans[device].rows, 'row')}" for device in silent])
+        notes.append(
+            f"without a window, and so not judged: {len(silent)} of {counted(len(windows), 'device')} ({names})"
+        )
     refused: Counter[str] = Counter()
     for found in windows.values():
         for reading in found:
             refused.update(dict(reading.refused))
     if refused:
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in sorted(refused.items()))
-        notes.append(f"{sum(refused.values())} rows are ones that the model refuses ({reasons})")
+        notes.append(
+            f"the model refuses {counted(refused.total(), 'row')} ({reasons}){_mostly(windows, spans)}"
+        )
     return Replay(
         slices=slices,
         rows=sum(reading.profile.rows for found in windows.values() for reading in found),
         refused=tuple(sorted(refused.items())),
+        spans=spans,
         notes=tuple(notes),
     )
+
+
+def _spans(table: Table) -> dict[DeviceId, Span]:
+    devices = len(table.devices)
+    first, last = np.full(devices, np.iinfo(np.int64).max), np.zeros(devices, np.int64)
+    np.minimum.at(first, table.device, table.times_ns)
+    np.maximum.at(last, table.device, table.times_ns)
+    found = zip(
+        np.bincount(table.device, minlength=devices).tolist(), first.tolist(), last.tolist(), strict=True
+    )
+    return {device: Span(*span) for device, span in zip(table.devices, found, strict=True)}
+
+
+def _mostly(windows: Mapping[DeviceId, Sequence[Reading]], spans: Mapping[DeviceId, Span]) -> str:
+    """The devices of whose rows many are refused, the worst first."""
+    counts = {
+        device: sum(rows for reading in found for _, rows in reading.refused)
+        for device, found in windows.items()
+    }
+    shares = {device: rows / spans[device].rows for device, rows in counts.items()}
+    much = sorted((device for device in shares if shares[device] >= MUCH), key=lambda d: (-shares[d], d))
+    names = some_of([f"{device} ({counts[device]} of {spans[device].rows})" for device in much])
+    return f"; much is refused of {names}" if much else ""
+
+
+def counted(n: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """A few of the names, and how many more there are."""
+    more = len(names) - _NAMED
+    return f"{', '.join(names[:_NAMED])}{f' and {more} more' if more > 0 else ''}"
 
 
 def replay_devices(
@@ -222,6 +283,10 @@ class _Fleet:
         rows, times_ns, found = stream
         truth = None if table.truth is None else table.truth[rows][found.kept]
         binner = Binner(info.reference.spec, probabilities=info.manifest.probabilities)
+        # What came before the first row is not known. It is taken to repeat as much as the row after the first does:
+        # were it taken to repeat nothing, the first window of every device would have a repeat too few.
+        binner.observe(found.rows[1:2], found.labels[1:2], found.scores[1:2])
+        binner.take()
         before = np.concatenate([[0], np.cumsum(found.kept)])
         readings = []
         stop = 0

@@ -4,30 +4,27 @@ Only the columns that are needed are read. Row numbers in messages count the fil
 among them.
 """
 
-import csv
-import gzip
 import math
 import os
-import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.backtest.arrow import numbers
+from cli.backtest.arrow import encoded, numbers
+from cli.backtest.files import check_once, check_options, open_rows
 from cli.backtest.times import times_ns
-from cli.texts import MISSING, listed
-from edge_runtime.contract.errors import ConfigError, InputError
+from cli.texts import listed
+from edge_runtime.contract.errors import InputError
 from edge_runtime.contract.fields import nearest
 from edge_runtime.contract.ids import DeviceId
 from edge_runtime.contract.manifest import Manifest
 from edge_runtime.schema import Schema
 
-SUFFIXES: Final = (".parquet", ".csv", ".csv.gz")
 UNLABELLED: Final = -1
 OTHER_LABEL: Final = -2
 
@@ -67,8 +64,8 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_table(path: Path, manifest: Manifest, columns: Columns) -> Table:
-    """The rows of ``path``.
+def read_table(path: Path, manifest: Manifest, columns: Columns, *, truth_needed: bool = True) -> Table:
+    """The rows of ``path``; without the column of labels only where the truth is not ``truth_needed``.
 
     Raises:
         ConfigError: a named column is not there, the file is of another kind, or pyarrow is not installed.
@@ -78,13 +75,19 @@ def read_table(path: Path, manifest: Manifest, columns: Columns) -> Table:
     if any(isinstance(label, str) for label in manifest.labels):
         texts.add(columns.labels)
     wanted = {columns.device, columns.time, columns.labels, *(f.name for f in manifest.features)}
-    reader = _reader(path, wanted, texts)
+    reader = open_rows(path, wanted, texts)
     names = reader.names
+    notes = []
+    if columns.labels not in names and columns.labels and not truth_needed:
+        notes.append(
+            f"{path}: has no column {columns.labels!r}, so how often the model was right there is not known"
+        )
+        columns = replace(columns, labels="")
     _check_names(path, names, manifest, columns)
     schema = Schema(manifest.features, manifest.input_dtype)
     used = {columns.device, columns.time, columns.labels, *schema.names}
     extra = [name for name in names if name not in used]
-    notes = [f"{path}: ignored {listed(extra)}, which the model does not read"] if extra else []
+    notes += [f"{path}: ignored {listed(extra)}, which the model does not read"] if extra else []
 
     def named() -> tuple[tuple[DeviceId, ...], NDArray[Any]]:
         return _devices(reader.read(columns.device), f"{path}: column {columns.device!r}")
@@ -97,7 +100,8 @@ def read_table(path: Path, manifest: Manifest, columns: Columns) -> Table:
         feature, found = manifest.features[j], reader.read(schema.names[j])
         with np.errstate(over="ignore"):  # what the model's dtype cannot hold is infinite, as on a device
             if feature.kind == "category":
-                into[:], bad = _codes(found, schema, j, reader.missing - _words(feature.vocabulary))
+                where = f"{path}: column {feature.name!r}"
+                into[:], bad = _codes(found, schema, j, reader.missing - _words(feature.vocabulary), where)
                 return bad
             into[:] = _numbers(found, f"{path}: column {feature.name!r}", reader.missing)
         return {}
@@ -167,8 +171,8 @@ def read_told(path: Path, columns: Columns, *, prediction: str = "", correct: st
         "--correct-column": correct,
     }
     wanted = {name for name in named.values() if name}
-    reader = _reader(path, wanted, wanted - {columns.time})
-    _check_options(path, reader.names, [(option, name) for option, name in named.items() if name])
+    reader = open_rows(path, wanted, wanted - {columns.time})
+    check_options(path, reader.names, [(option, name) for option, name in named.items() if name])
     moments = reader.read(columns.time)
     if not len(moments):
         raise InputError("type", f"{path}: has no rows")
@@ -177,7 +181,8 @@ def read_told(path: Path, columns: Columns, *, prediction: str = "", correct: st
     if correct:
         known, right = _said(reader.read(correct), f"{path}: column {correct!r}", reader.missing)
     else:
-        known, right = _same(reader.read(columns.labels), reader.read(prediction), reader.missing)
+        wheres = [f"{path}: column {name!r}" for name in (columns.labels, prediction)]
+        known, right = _same(reader.read(columns.labels), reader.read(prediction), reader.missing, wheres)
     return Told(
         devices=devices,
         device=device,
@@ -190,7 +195,7 @@ def read_told(path: Path, columns: Columns, *, prediction: str = "", correct: st
 
 def _said(array: Any, where: str, missing: Collection[str]) -> tuple[Mask, Mask]:
     """Which rows say whether they were right, and which of them were."""
-    uniques, places = _encoded(array)
+    uniques, places = encoded(array, where)
     words = {"1": 1, "true": 1, "0": 0, "false": 0}
     says = np.full(len(uniques), -1)
     for place, value in enumerate(uniques):
@@ -205,12 +210,14 @@ def _said(array: Any, where: str, missing: Collection[str]) -> tuple[Mask, Mask]
     return said >= 0, said == 1
 
 
-def _same(labels: Any, predictions: Any, missing: Collection[str]) -> tuple[Mask, Mask]:
+def _same(
+    labels: Any, predictions: Any, missing: Collection[str], wheres: Sequence[str]
+) -> tuple[Mask, Mask]:
     """Which rows have a label and a prediction, and of which these are the same."""
     numbered: dict[float | str, int] = {}
     codes = []
-    for array in (labels, predictions):
-        uniques, places = _encoded(array)
+    for array, where in zip((labels, predictions), wheres, strict=True):
+        uniques, places = encoded(array, where)
         values = [_plain_value(value, missing) for value in uniques]
         code = [-1 if value is None else numbered.setdefault(value, len(numbered)) for value in values]
         codes.append(np.array(code, np.int64)[places])
@@ -229,102 +236,13 @@ def _plain_value(value: object, missing: Collection[str]) -> float | str | None:
     return None if math.isnan(found) else found
 
 
-# ── files ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """A file: its columns' names, one column as an Arrow array, and what text means that nothing is there."""
-
-    names: Sequence[str]
-    read: Callable[[str], Any]
-    missing: frozenset[str] = frozenset()
-
-
-def _reader(path: Path, wanted: Collection[str], texts: Collection[str]) -> _Reader:
-    """Reads the ``wanted`` columns, a CSV file's ``texts`` as they are written."""
-    if not path.name.endswith(SUFFIXES):
-        raise ConfigError(f"{path}: is of no known kind; rows are read from {', '.join(SUFFIXES)}")
-    try:
-        import pyarrow as pa
-    except ImportError as e:
-        raise ConfigError(f"{path}: reading rows needs pyarrow: pip install pyarrow") from e
-    # Arrow's own allocator takes memory in huge pages, and the kernel clears them: half the time of reading a CSV file.
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        return _parquet(path) if path.suffix == ".parquet" else _csv(path, wanted, texts)
-    except OSError as e:
-        raise InputError("type", f"{path}: cannot be read ({e.strerror or e})") from e
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, zlib.error, csv.Error) as e:
-        kind = "Parquet" if path.suffix == ".parquet" else "UTF-8 CSV"
-        raise InputError("type", f"{path}: is not a {kind} file ({' '.join(str(e).split())})") from e
-
-
-def _parquet(path: Path) -> _Reader:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-
-    def read(name: str) -> Any:
-        try:  # by a reader of its own: several threads read
-            own = pq.ParquetFile(path, metadata=file.metadata)
-            return _plain(own.read(columns=[name], use_threads=False).column(name))
-        except (OSError, pa.ArrowException) as e:
-            raise InputError(
-                "type", f"{path}: column {name!r} cannot be read ({' '.join(str(e).split())})"
-            ) from e
-
-    return _Reader(tuple(file.schema_arrow.names), read)
-
-
-def _csv(path: Path, wanted: Collection[str], texts: Collection[str]) -> _Reader:
-    import pyarrow as pa
-    import pyarrow.csv as arrow_csv
-
-    with _text(path) as lines:
-        names = tuple(next(csv.reader(lines), ()))
-    if not names:
-        raise InputError("type", f"{path}: is empty")
-    for other in (";", "\t"):
-        if len(names) == 1 and other in names[0]:
-            raise InputError("type", f"{path}: its columns are set apart by {other!r}; save it with commas")
-    if len(set(names)) != len(names) or not set(wanted) & set(names):
-        return _Reader(names, lambda name: name)  # the check of names says what is wrong
-    table = arrow_csv.read_csv(
-        path,
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=[name for name in names if name in wanted],
-            column_types={name: pa.string() for name in texts if name in names},
-            null_values=sorted(MISSING),
-            strings_can_be_null=False,
-        ),
-    )
-    return _Reader(names, lambda name: _plain(table.column(name)), MISSING)
-
-
-def _text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _plain(chunked: Any) -> Any:
-    """One array of values, not of references to them."""
-    import pyarrow as pa
-
-    kind = chunked.type
-    array = chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
-    return array.cast(kind.value_type) if pa.types.is_dictionary(kind) else array
-
-
 def _check_names(path: Path, names: Sequence[str], manifest: Manifest, columns: Columns) -> None:
     options = (
         ("--device-column", columns.device),
         ("--time-column", columns.time),
         ("--labels", columns.labels),
     )
-    _check_options(path, names, [(option, name) for option, name in options if name])
+    check_options(path, names, [(option, name) for option, name in options if name])
     features = [feature.name for feature in manifest.features]
     lacking = [name for name in features if name not in names]
     if lacking:
@@ -335,22 +253,7 @@ def _check_names(path: Path, names: Sequence[str], manifest: Manifest, columns: 
             f"{path}: lacks {listed(lacking)}, which the model reads{hint}; besides what it reads there is "
             f"{listed(free) or 'nothing'}",
         )
-    _check_once(path, names, features)
-
-
-def _check_options(path: Path, names: Sequence[str], options: Sequence[tuple[str, str]]) -> None:
-    for option, name in options:
-        if name not in names:
-            raise ConfigError(
-                f"{path}: has no column {name!r} for {option}{nearest(name, names)}; it has {listed(names)}"
-            )
-    _check_once(path, names, [name for _, name in options])
-
-
-def _check_once(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    twice = [name for name in wanted if names.count(name) > 1]
-    if twice:
-        raise InputError("type", f"{path}: has two columns {twice[0]!r}")
+    check_once(path, names, features)
 
 
 # ── columns ────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,7 +262,7 @@ def _check_once(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None
 def _devices(array: Any, where: str) -> tuple[tuple[DeviceId, ...], NDArray[Any]]:
     import pyarrow as pa
 
-    uniques, places = _encoded(array)
+    uniques, places = encoded(array, where)
     names: list[str] = []
     for place, value in enumerate(uniques):
         if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
@@ -382,12 +285,6 @@ def _devices(array: Any, where: str) -> tuple[tuple[DeviceId, ...], NDArray[Any]
     return tuple(DeviceId(names[place]) for place in order), narrow[places]
 
 
-def _encoded(array: Any) -> tuple[list[Any], NDArray[np.int64]]:
-    """The distinct values, None among them where one is missing, and each row's place among these."""
-    encoded = array.dictionary_encode(null_encoding="encode")
-    return encoded.dictionary.to_pylist(), numbers(encoded.indices)
-
-
 def _numbers(array: Any, where: str, missing: Collection[str]) -> NDArray[np.floating]:
     import pyarrow as pa
 
@@ -398,7 +295,7 @@ def _numbers(array: Any, where: str, missing: Collection[str]) -> NDArray[np.flo
         wide = array.cast(pa.uint8()) if kinds.is_boolean(kind) else array
         return numbers(wide.cast(pa.float64(), safe=False))
     if kinds.is_string(kind) or kinds.is_large_string(kind):
-        uniques, places = _encoded(array)
+        uniques, places = encoded(array, where)
         values = np.empty(len(uniques))
         for place, text in enumerate(uniques):
             try:
@@ -415,10 +312,10 @@ def _words(values: Collection[object]) -> set[str]:
 
 
 def _codes(
-    array: Any, schema: Schema, j: int, missing: Collection[str]
+    array: Any, schema: Schema, j: int, missing: Collection[str], where: str
 ) -> tuple[NDArray[np.float64], dict[str, Mask]]:
     """The codes of a category's values, and the rows that a device refuses for one of them, by reason."""
-    uniques, places = _encoded(array)
+    uniques, places = encoded(array, where)
     codes = np.full(len(uniques), math.nan)
     reasons: dict[str, list[int]] = {}
     for place, value in enumerate(uniques):
@@ -447,7 +344,7 @@ def _truth(
         return None, f"{where}: not used, because {several} has no single right answer to count"
     index: dict[object, int] = {str(label): place for place, label in enumerate(manifest.labels)}
     index |= {label: place for place, label in enumerate(manifest.labels)}
-    uniques, places = _encoded(array)
+    uniques, places = encoded(array, where)
     found = np.full(len(uniques), UNLABELLED)
     empty = missing - _words(manifest.labels) if isinstance(missing, frozenset) else missing
     known = [

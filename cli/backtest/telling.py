@@ -1,16 +1,41 @@
 """The outcome in words, for a person."""
 
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 from rich import box
 from rich.markup import escape
 from rich.table import Table as Grid
 from rich.text import Text
 
 from aggregator.looks import Estimate
-from cli.backtest.outcome import Outcome, accuracy, moment, rows_of, span
+from cli.backtest.outcome import Outcome, accuracy, moment, refused_of, rows_of, span
 from cli.output import out
+from edge_runtime.contract.errors import SkiffError
 
 MOST_SHOWN = 40
 WORST = 3
+
+
+class NotPrinted(SkiffError):
+    """The answer could not be printed."""
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Turns a standard output that takes no more, such as a file on a full disk, into `NotPrinted`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough, which is no error
+    except OSError as e:
+        with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 - what is left would fail at exit again
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise NotPrinted(f"standard output cannot be written ({e.strerror or e})") from e
 
 
 def tell(outcome: Outcome) -> None:
@@ -37,14 +62,22 @@ def _few(devices: tuple[str, ...]) -> str:
 def _tell_windows(outcome: Outcome) -> None:
     names = {feature.name for feature in outcome.info.manifest.features}
     labelled = any(accuracy(found) is not None for found in outcome.slices)
-    head = ["window", "from", "devices", "rows", *(["accuracy", "estimate's error"] if labelled else [])]
+    refusing = any(reading.refused for found in outcome.slices for reading in found.readings)
+    head = [
+        *("window", "from", "devices", "rows"),
+        *(["refused"] if refusing else []),
+        *(["accuracy", "estimate's error"] if labelled else []),
+    ]
     grid = Grid(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for name in head:
         grid.add_column(name, no_wrap=True)
     most = "moved most (KS)"
     grid.add_column(most, min_width=len(most))
     worst = [
-        sorted(((f.ks, name) for name, f in figures.items() if name in names), reverse=True)[:WORST]
+        sorted(
+            ((f.ks, name) for name, f in figures.items() if name in names and not math.isnan(f.ks)),
+            reverse=True,
+        )[:WORST]
         for figures in outcome.figures
     ]
     shown = sorted(sorted(range(len(worst)), key=lambda k: worst[k], reverse=True)[:MOST_SHOWN])
@@ -58,6 +91,7 @@ def _tell_windows(outcome: Outcome) -> None:
             moment(found.start_ns)[5:16].replace("T", " "),
             str(len(found.readings)),
             str(rows_of(found)),
+            *([str(refused_of(found).total())] if refusing else []),
             *(
                 [f"{right:.3f}" if right is not None else "", _error(outcome.estimates[k])]
                 if labelled

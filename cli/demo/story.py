@@ -16,7 +16,7 @@ from aggregator.records import Selection
 from cli.broker import HOST, prepare_broker, wait_for_port
 from cli.demo.devices import FLEET, MODEL, Device, provision
 from cli.models import read_artifact
-from cli.operate import order
+from cli.orders import order
 from cli.output import err, progress
 from cli.processes import Processes, wait_until
 from cli.proof import certificate_table

@@ -23,6 +23,7 @@ VERSION: Final = 1
 STOPPED: Final = "stopped"
 FIRST_START: Final = "first start"
 POWER_LOST: Final = "power lost or machine restarted"
+CRASHES: Final = ("failed", "out of memory", "killed", "over its hard limit")
 MAX_RECORD_BYTES: Final = 1 << 16
 MAX_REASON: Final = 300
 
@@ -76,7 +77,7 @@ class LastExit:
 
     `before` is one of: ``stopped``, ``failed: …``, ``out of memory (…)``, ``killed, probably out of memory (…)``,
     ``over its hard limit (…), then killed``, ``killed``, ``power lost or machine restarted``, ``first start``,
-    ``unknown (…)``.
+    ``unknown (…)``. `crashed` tells whether that is an end of the process's own making, or by a kill.
 
     Nothing here raises: a disk that is full or read-only is logged, and the daemon goes on. ``proc`` and ``sys`` are
     where the kernel shows itself.
@@ -96,6 +97,7 @@ class LastExit:
             if problem
             else FIRST_START
         )
+        self.crashed: Final = self.before.startswith(CRASHES)
         clean = self.before in (STOPPED, FIRST_START)
         self.restarts: Final = 0 if clean else (record.restarts if record else 0) + 1
 

@@ -65,6 +65,7 @@ class Probes:
         self._board: Final = _Board(sys)
         self._temperature: Final = _Seldom(self.temperature_mc, TEMPERATURE_SECONDS, clock)
         self._pss: Final = _Seldom(self.pss_bytes, PSS_SECONDS, clock)
+        self._peak_bytes = 0
         (started_ticks,) = self._fields(21)
         self._started_ns: Final = started_ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -122,9 +123,15 @@ class Probes:
         return self._board.throttled()
 
     def glance(self) -> Health:
-        """What a limit may concern: RSS, CPU time, uptime, and the temperature of the last few seconds."""
+        """What a limit may concern: RSS, CPU time, uptime, and the temperature of the last few seconds.
+
+        The peak is what these readings know of it, so that it is never below an RSS that was told.
+        """
+        rss_bytes = self.rss_bytes()
+        self._peak_bytes = max(self._peak_bytes, rss_bytes)
         return Health(
-            rss_bytes=self.rss_bytes(),
+            rss_bytes=rss_bytes,
+            peak_rss_bytes=self._peak_bytes,
             cpu_ns=self.cpu_ns(),
             uptime_ns=self.uptime_ns(),
             temperature_mc=self._temperature.read(),
@@ -133,11 +140,12 @@ class Probes:
     def health(self) -> Health:
         """All readings at once; the share of shared memory is up to `PSS_SECONDS` old."""
         rss_bytes = self.rss_bytes()
+        # The kernel sums per-thread counters lazily: the peak it shows may lag behind.
+        self._peak_bytes = max(self._peak_bytes, rss_bytes, self.peak_rss_bytes())
         minor_faults, major_faults = self._fields(9, 11)
         return Health(
             rss_bytes=rss_bytes,
-            # The kernel sums per-thread counters lazily: the peak it shows may lag behind.
-            peak_rss_bytes=max(rss_bytes, self.peak_rss_bytes()),
+            peak_rss_bytes=self._peak_bytes,
             cpu_ns=self.cpu_ns(),
             uptime_ns=self.uptime_ns(),
             pss_bytes=self._pss.read(),

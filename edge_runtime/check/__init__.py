@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TextIO
 
-from edge_runtime.check.broker import Connect, check_certificate, check_fleet_broker, check_source_broker
+from edge_runtime.check.broker import (
+    Connect,
+    Read,
+    check_certificate,
+    check_fleet_broker,
+    check_source_broker,
+)
 from edge_runtime.check.finding import Finding, Level
 from edge_runtime.check.machine import Machine, check_machine, this_machine
 from edge_runtime.check.model import check_model
@@ -22,13 +28,14 @@ def check(
     offline: bool = False,
     machine: Machine | None = None,
     connect: Connect | None = None,
+    read: Read | None = None,
 ) -> list[Finding]:
     """Everything that was looked at, in the order of the configuration; ``offline`` asks no broker.
 
     Changes nothing: a file is written into the state folder and removed again, and the fleet's broker sees the device
-    come and go. ``machine`` and ``connect`` are asked instead of this machine and its network.
+    come and go. ``machine``, ``connect`` and ``read`` are asked instead of this machine and its network.
     """
-    return list(_findings(config, offline, machine or this_machine(), connect))
+    return list(_findings(config, offline, machine or this_machine(), connect, read))
 
 
 def _findings(
@@ -36,6 +43,7 @@ def _findings(
     offline: bool,  # noqa: FBT001 (private)
     machine: Machine,
     connect: Connect | None,
+    read: Read | None,
 ) -> Iterator[Finding]:
     now_seconds = machine.now_seconds()
     yield from check_names(config)
@@ -46,7 +54,7 @@ def _findings(
     yield from check_source(config)
     yield from check_certificate(config, now_seconds)
     if not offline:
-        yield from check_fleet_broker(config, connect)
+        yield from check_fleet_broker(config, connect, read)
         yield from check_source_broker(config, connect)
 
 

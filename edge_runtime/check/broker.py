@@ -1,8 +1,10 @@
 """The way to a broker, step by step, so that the first thing that is wrong gets a name."""
 
+import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,17 +12,22 @@ from typing import Final
 
 from edge_runtime.adapters.status_socket import read_status
 from edge_runtime.check import certificate
-from edge_runtime.check.finding import Finding, error, ok, warning
+from edge_runtime.check.finding import Finding, Level, error, ok, warning
 from edge_runtime.config import DaemonConfig
 from edge_runtime.contract.errors import ContractError, LinkError
-from edge_runtime.link import Connected, Disconnected, Link
+from edge_runtime.contract.topics import Topics
+from edge_runtime.link import Connected, Disconnected, Link, Received
 from edge_runtime.mqtt.broker import Broker
 
 CONNECT_SECONDS: Final = 8.0
+READ_SECONDS: Final = 3.0
+"""For a retained message, which a broker sends at once."""
 RENEWAL_SECONDS: Final = 30 * 86400.0
 
 Connect = Callable[[Broker, str, float], str]
 """(broker, client id, seconds): why it cannot be used; "" when it can."""
+Read = Callable[[Broker, str, Sequence[str], float], bool]
+"""(broker, client id, topics, seconds): whether anything that is retained there is shown to us."""
 
 
 def check_certificate(config: DaemonConfig, now_seconds: float) -> Iterator[Finding]:
@@ -80,12 +87,30 @@ def daemon_runs(config: DaemonConfig) -> bool:
     return True
 
 
-def check_fleet_broker(config: DaemonConfig, connect: Connect | None = None) -> Iterator[Finding]:
-    """The fleet's broker, under the device's own name unless a running daemon uses that."""
+def check_fleet_broker(
+    config: DaemonConfig, connect: Connect | None = None, read: Read | None = None
+) -> Iterator[Finding]:
+    """The fleet's broker, under the device's own name unless a running daemon uses that.
+
+    A broker takes a device that its access rules deny everything, and with MQTT 3.1.1 says nothing at all of it. So
+    the fleet's metadata is asked for, which every device may read; nothing is published.
+    """
     if daemon_runs(config):
         yield ok("broker", "not tried, for skiffd runs and uses the connection; ask it with skiffd --status")
         return
-    yield from _check("broker", config.broker, config.device, connect or try_to_connect)
+    for found in _check("broker", config.broker, config.device, connect or try_to_connect):
+        if found.level is Level.OK:
+            names = Topics(config.fleet)
+            topics = (names.packed_trust(1), names.trust(1))
+            if not (read or try_to_read)(config.broker, config.device, topics, READ_SECONDS):
+                yield warning(
+                    "broker",
+                    f"{found.what}, and shows it no metadata of fleet {config.fleet}: none is published there (skiff "
+                    f"publish), or its access rules deny {config.device} everything",
+                    "a device that was revoked and is enrolled again needs skiff broker-config and a reload there",
+                )
+                continue
+        yield found
 
 
 def check_source_broker(config: DaemonConfig, connect: Connect | None = None) -> Iterator[Finding]:
@@ -124,6 +149,7 @@ def _check(where: str, broker: Broker, client_id: str, connect: Connect) -> Iter
 def _advice(reason: str, *, secured: bool) -> str:
     """What usually helps, by the words of OpenSSL and of the broker."""
     known = {
+        "CERTIFICATE_REVOKED": "the broker knows our certificate as revoked: enrol the device again, with a new key",
         "CERTIFICATE_VERIFY_FAILED": "give the authority that signed the broker's certificate, and the host it names",
         "WRONG_VERSION_NUMBER": "the broker does not speak TLS on this port: use its TLS port, usually 8883",
         "alert": "the broker refuses our certificate: it has to be signed by the authority that the broker trusts",
@@ -141,20 +167,54 @@ def _advice(reason: str, *, secured: bool) -> str:
 def try_to_connect(broker: Broker, client_id: str, seconds: float) -> str:
     """One attempt, as the daemon would make it, with a clean session and without a last will."""
     try:
-        link = Link(broker, client_id=client_id, delay=lambda _: seconds)
+        with _told() as told:
+            for event in _events(broker, client_id, (), seconds):
+                match event:
+                    case Connected():
+                        return ""
+                    case Disconnected(reason):
+                        return f"{reason} ({told[-1]})" if told else reason
     except LinkError as e:
         return str(e)
+    return f"no answer within {seconds:g} s"
+
+
+def try_to_read(broker: Broker, client_id: str, topics: Sequence[str], seconds: float) -> bool:
+    """Whether a message comes on one of ``topics``."""
+    return any(isinstance(event, Received) for event in _events(broker, client_id, topics, seconds))
+
+
+def _events(broker: Broker, client_id: str, topics: Sequence[str], seconds: float) -> Iterator[object]:
+    """What happens on a connection of its own while it is looked at, ``seconds`` at most; raises `LinkError`."""
+    link = Link(broker, client_id=client_id, delay=lambda _: seconds)
+    for topic in topics:
+        link.subscribe(topic)
     deadline = time.monotonic() + seconds
     link.start()
     try:
         while (left := deadline - time.monotonic()) > 0:
-            match link.poll(left):
-                case Connected():
-                    return ""
-                case Disconnected(reason):
-                    return reason
-                case _:
-                    continue
-        return f"no answer within {seconds:g} s"
+            yield link.poll(left)
     finally:
         link.stop(timeout=1.0)
+
+
+class _Words(logging.Handler):
+    """Keeps the messages of errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.kept: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record.getMessage())
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """What the MQTT client says of errors meanwhile: a TLS alert ends a connection, and is named nowhere else."""
+    log, words = logging.getLogger("edge_runtime.link.paho"), _Words()
+    log.addHandler(words)
+    try:
+        yield words.kept
+    finally:
+        log.removeHandler(words)

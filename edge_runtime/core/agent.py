@@ -6,6 +6,8 @@ this same class by the hundred over a lossy link and a virtual clock.
 
 import math
 import random
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from edge_runtime.contract import topics
@@ -45,12 +47,14 @@ from edge_runtime.core.events import (
     WindowClosed,
 )
 from edge_runtime.core.lifecycle import SlotState
-from edge_runtime.core.offers import Offers
+from edge_runtime.core.offers import SUSPECTED, UNPUBLISHED, WRONG_BYTES, Offers, Pause
 from edge_runtime.core.probation import Probation
 from edge_runtime.core.voice import Identity, Voice
 
 MAX_IN_FLIGHT: Final = 20
 ACK_TIMEOUT_SECONDS: Final = 10.0
+SUSPICIONS: Final = 3
+"""A model whose trial by the update child ended so often without a verdict is refused."""
 COMPLAINT_SECONDS: Final = 60.0
 """What a peer can provoke is noted this often at most, so that a flood of it cannot push windows out of the outbox."""
 
@@ -82,6 +86,8 @@ class Agent:
         self._reported: tuple[str, ModelReport] | None = None
         self._complaints: dict[str, tuple[float, int]] = {}
         self._offers = Offers(rng)
+        self._suspect: tuple[tuple[Digest, int] | None, int] = (None, 0)
+        self._kept: tuple[Digest, ...] | None = None
 
     @property
     def slots(self) -> SlotState:
@@ -121,7 +127,7 @@ class Agent:
         """What concerns the models: which one serves, is tried or is fetched."""
         match event:
             case Started():
-                return self._models.started(wall_ns)
+                return self._models.started(wall_ns, crashed=event.crashed)
             case UpdateEnded():
                 return self._update_ended(event, now_seconds, wall_ns)
             case Served():
@@ -170,13 +176,13 @@ class Agent:
         if wanted != self._shadowing:
             self._shadowing = wanted
             actions.append(Shadow(wanted))
-        # A blob that the child has just installed is not known yet.
-        if self._models.garbage and not self._offers.working:
-            self._models.garbage = False
-            actions.append(Collect(self._models.slots.known))
+        idle = not self._offers.working  # a blob that the child has just installed is not known yet
+        offered = self._offers.next(now_seconds) if self._connected else None
+        if idle:
+            actions += self._collect(begins=offered is not None)
+        if offered is not None:
+            actions.append(self._start_update(offered))
         if self._connected:
-            if (offered := self._offers.next(now_seconds)) is not None:
-                actions.append(self._start_update(offered))
             actions += self._birth()
             for key in [k for k, deadline in self._in_flight.items() if deadline <= now_seconds]:
                 del self._in_flight[key]
@@ -276,6 +282,37 @@ class Agent:
             )
         self._offers.put(signed, claimed.revision)
 
+    def _collect(self, *, begins: bool) -> list[Action]:
+        """Makes room, also before an update ``begins`` that wants something else than the one before.
+
+        What releases in line ask for is kept, whoever made them up: what is here of it need not be fetched again.
+        """
+        models = self._models
+        keep = tuple(dict.fromkeys((*models.slots.known, *self._wanted())))
+        if not models.garbage and (not begins or keep == self._kept):
+            return []
+        models.garbage, self._kept = False, keep
+        return [Collect(keep)]
+
+    def _wanted(self) -> Iterator[Digest]:
+        for signed in self._offers.line:
+            message = decode(signed)
+            assert isinstance(message, SignedRelease), "it was read before it was put in line"
+            action, digest = self._needs(from_payload(message.payload))
+            if action == "install" and digest is not None:
+                yield digest
+
+    def _needs(self, release: Release) -> tuple[str, Digest | None]:
+        models = self._models
+        return lifecycle.needs(
+            release,
+            self._me.device,
+            serving=models.answering,
+            have=models.have,
+            quarantine=dict(models.slots.quarantine),
+            shadowing=models.slots.shadowing,
+        )
+
     def _start_update(self, offered: bytes) -> StartUpdate:
         models = self._models
         return StartUpdate(
@@ -288,13 +325,11 @@ class Agent:
 
     def _update_ended(self, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         self._phase = None
-        why = {"stage": event.stage, "reason": event.reason}
         if not event.ok and event.retry:
-            return (
-                [self._note("update_delayed", wall_ns, **why)]
-                if self._offers.interrupted(now_seconds, doubted=event.stage == "release")
-                else []
-            )
+            if not self._is_condemned(event):
+                return self._interrupted(event, now_seconds, wall_ns)
+            event = replace(event, reason=f"{event.reason}, {SUSPICIONS} times")
+        why = {"stage": event.stage, "reason": event.reason}
         release = event.release
         if release is None:
             self._offers.refuse(now_seconds)
@@ -308,17 +343,31 @@ class Agent:
             return [models.keep(), *self._complain("release_refused", now_seconds, wall_ns, **why)]
         return models.refuse(event.digest, release.attempt, event.reason, wall_ns)
 
+    def _is_condemned(self, event: UpdateEnded) -> bool:
+        """Whether what the child holds against a model, and may be the device's fault, happened too often."""
+        if event.release is None or event.digest is None:
+            return False
+        who, (before, count) = (event.digest, event.release.attempt), self._suspect
+        self._suspect = (who, count + 1 if who == before else 1)
+        return self._suspect[1] >= SUSPICIONS
+
+    def _interrupted(self, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
+        """The child came to no end, and is to try again."""
+        self._models.garbage = True  # the disk may be full
+        release, pause = event.release, _pause(event)
+        first = self._offers.interrupted(
+            now_seconds,
+            doubted=event.stage == "release" and release is None,
+            revision=release.revision if release is not None else None,
+            pause=pause,
+        )
+        why = {"stage": event.stage, "reason": event.reason}
+        return [self._note("update_delayed", wall_ns, **why)] if first else []
+
     def _follow(self, release: Release, event: UpdateEnded, now_seconds: float, wall_ns: int) -> list[Action]:
         models = self._models
         s = models.slots
-        action, digest = lifecycle.needs(
-            release,
-            self._me.device,
-            serving=models.answering,
-            have=models.have,
-            quarantine=dict(s.quarantine),
-            shadowing=s.shadowing,
-        )
+        action, digest = self._needs(release)
         if action == "keep" and s.shadowing is not None and digest != s.shadowing:
             return models.withdraw(release, wall_ns)
         if digest is None and s.trial is not None and models.can_go_back:
@@ -356,3 +405,14 @@ class Agent:
         if self._offers.repeat(wanted):  # what is kept may be older than the last release, too
             self._offers.put_off(now_seconds)
         return actions + self._complain("state_unsaved", now_seconds, wall_ns, reason=event.reason)
+
+
+def _pause(event: UpdateEnded) -> Pause | None:
+    """How long this release waits by itself; None where the network is absent, which all of them wait for."""
+    if event.stage == "verify":
+        return WRONG_BYTES
+    if event.digest is not None:
+        return SUSPECTED
+    if event.stage == "release" and event.release is not None:
+        return UNPUBLISHED
+    return None

@@ -21,7 +21,11 @@ PHASES: Final = ("fetching", "verified", "probed")
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The daemon is up; the agent was built from the state on disk."""
+    """The daemon is up; the agent was built from the state on disk. ``crashed``: the process before it was killed, or
+    ended with an error.
+    """
+
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ class Served:
     """What the serving model did since the last report.
 
     ``cpu`` has the CPU time of its calls since it was loaded, ``incumbent_cpu`` that of the incumbent in between.
-    ``refused`` counts rows that it refused and the incumbent answers.
+    ``refused`` counts rows that it refused, or answered with NaN, and that the incumbent answers. ``declared_p99_ns``
+    is the budget that the model was published with, 0 for none.
     """
 
     digest: Digest
@@ -108,6 +113,7 @@ class Served:
     rss_bytes: int
     incumbent_cpu: LatencyHistogram = field(default_factory=LatencyHistogram)
     refused: int = 0
+    declared_p99_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -266,19 +266,22 @@ def leave_shadow(slots: SlotState) -> SlotState:
     return replace(slots, trial=trial, shadow_rows=trial.compared, shadow_disagreed=trial.disagreed)
 
 
-def activate(slots: SlotState) -> SlotState:
+def activate(slots: SlotState, *, crashed: bool = False) -> SlotState:
     """To be made durable before the serving model is loaded, at every start and every switch.
 
-    An activation without progress since the last one uses up a start; with none left the trial is over.
+    An activation without progress since the last one uses up a start; so does one after the process ``crashed`` while
+    the candidate served, whatever it had answered until then. With none left the trial is over.
     """
     trial = slots.trial
     if trial is None:
         return slots
-    if trial.progressed:
+    blamed = crashed and slots.on_trial
+    if trial.progressed and not blamed:
         return replace(slots, trial=replace(trial, progressed=False))
     if trial.starts_left == 0:
-        return fail(slots, f"made no progress in {trial.gate.starts} starts")
-    return replace(slots, trial=replace(trial, starts_left=trial.starts_left - 1))
+        why = "the process crashed while it served" if blamed else "made no progress"
+        return fail(slots, f"{why} in {trial.gate.starts} starts")
+    return replace(slots, trial=replace(trial, starts_left=trial.starts_left - 1, progressed=False))
 
 
 def progress(

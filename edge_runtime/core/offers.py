@@ -1,11 +1,30 @@
 """Releases in line for the update child, which works on one at a time. Nothing in them is verified yet."""
 
 import random
+from dataclasses import dataclass
 from typing import Final
 
 from edge_runtime.core.backoff import next_delay_seconds
 
 MAX_OFFERS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """How long one release waits, in seconds: longer with every time, up to ``cap``; see `next_delay_seconds`."""
+
+    base: float
+    cap: float
+    least: float = 0.0
+
+
+WRONG_BYTES: Final = Pause(base=2.0, cap=6 * 3600.0, least=0.5)
+"""What was damaged on its way is whole the next time, and a bad sector is another. But a chunk that is damaged where it
+is kept stays so until the model is published again, and every try costs the download."""
+UNPUBLISHED: Final = Pause(base=0.5, cap=900.0)
+"""Metadata that is published with a release may come a moment later, or never."""
+SUSPECTED: Final = Pause(base=30.0, cap=900.0, least=0.5)
+"""Memory that is short is short for a while."""
 
 
 class Offers:
@@ -18,6 +37,8 @@ class Offers:
         self._rng = rng
         self._line: dict[bytes, int] = {}
         self._doubts: dict[bytes, int] = {}
+        # How often it was told to wait, and until when.
+        self._waits: dict[bytes, tuple[int, float]] = {}
         self._followed = b""
         self._refused = b""
         self._at_work = b""
@@ -26,6 +47,11 @@ class Offers:
 
     def __len__(self) -> int:
         return len(self._line)
+
+    @property
+    def line(self) -> tuple[bytes, ...]:
+        """All that are in line, also the one at work."""
+        return tuple(self._line)
 
     @property
     def working(self) -> bool:
@@ -48,10 +74,11 @@ class Offers:
 
     def next(self, now: float) -> bytes | None:
         """The one to work on from now on; None while there is none, or somebody is at work, or it is too early."""
-        if not self._line or self._at_work or (self._retry_at is not None and now < self._retry_at):
+        if self._at_work or (self._retry_at is not None and now < self._retry_at):
             return None
-        self._at_work = max(self._line, key=self._place)
-        return self._at_work
+        due = [signed for signed in self._line if signed not in self._waits or now >= self._waits[signed][1]]
+        self._at_work = max(due, key=self._place, default=b"")
+        return self._at_work or None
 
     def _place(self, signed: bytes) -> tuple[int, int]:
         """Greater for who comes earlier: whoever was not believed stands behind those who were not asked yet."""
@@ -60,6 +87,7 @@ class Offers:
     def _leave(self, signed: bytes) -> None:
         self._line.pop(signed, None)
         self._doubts.pop(signed, None)
+        self._waits.pop(signed, None)
 
     def put_off(self, now: float) -> None:
         """Not before a while, which grows with every call until one is followed."""
@@ -70,16 +98,27 @@ class Offers:
         """Not before then."""
         self._retry_at = seconds
 
-    def interrupted(self, now: float, *, doubted: bool = False) -> bool:
+    def interrupted(
+        self, now: float, *, doubted: bool = False, revision: int | None = None, pause: Pause | None = None
+    ) -> bool:
         """The child came to no end: it stays in line. Whether this is the first time in a row.
 
         ``doubted``: no key that is trusted now has signed it. One may be trusted later, so it is not refused for good.
+        ``revision`` is that of a release that was verified: what claims less is out of line. With ``pause`` it waits
+        for itself alone, and others are worked on meanwhile.
         """
+        signed, self._at_work = self._at_work, b""
         if doubted:
-            self._doubts[self._at_work] = self._doubts.get(self._at_work, 0) + 1
-        self._at_work = b""
-        self.put_off(now)
-        return self._attempt == 1
+            self._doubts[signed] = self._doubts.get(signed, 0) + 1
+        if revision is not None:
+            self._overtake(signed, revision)
+        if pause is None:
+            self.put_off(now)
+            return self._attempt == 1
+        count = self._waits.get(signed, (0, 0.0))[0] + 1
+        delay = next_delay_seconds(count, self._rng, base=pause.base, cap=pause.cap, least=pause.least)
+        self._waits[signed] = (count, now + delay)
+        return count == 1
 
     def refuse(self, now: float) -> None:
         """The one at work is not a release of ours."""
@@ -90,6 +129,10 @@ class Offers:
     def follow(self, revision: int) -> None:
         """The one at work is a release of ours, of this ``revision``: what claims less is out of line."""
         self._followed, self._at_work = self._at_work, b""
-        self._line = {o: r for o, r in self._line.items() if r > revision and o != self._followed}
-        self._doubts = {o: n for o, n in self._doubts.items() if o in self._line}
+        self._leave(self._followed)
+        self._overtake(self._followed, revision)
         self._attempt, self._retry_at = 0, None
+
+    def _overtake(self, signed: bytes, revision: int) -> None:
+        for other in [o for o, claimed in self._line.items() if o != signed and claimed <= revision]:
+            self._leave(other)

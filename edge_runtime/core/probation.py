@@ -143,10 +143,10 @@ class Probation:
 
     # ── what happens to it ─────────────────────────────────────────────────────────────────────────────
 
-    def started(self, wall_ns: int) -> list[Action]:
+    def started(self, wall_ns: int, *, crashed: bool) -> list[Action]:
         """The process is up; to serve comes first, for keeping a record waits for the disk."""
         before = self.slots.trial
-        actions = self._resume()
+        actions = self._resume(crashed=crashed)
         actions.append(self._note("started", wall_ns, serving=self.slots.serving or ""))
         if before is not None and self.slots.trial is None:
             self.garbage = True
@@ -174,7 +174,8 @@ class Probation:
                 f"{trial.predictions}; {trial.gate.max_refused:.0%} are allowed"
             )
         if judged:
-            allowed = on_trial(self._budget, event.incumbent_cpu)
+            declared = Budget(predict_p99_ns=event.declared_p99_ns)
+            allowed = on_trial(self._budget.tightest(declared), event.incumbent_cpu)
             p99_ns = surest_p99_ns(trial.cpu)
             problems += breaches(allowed, predict_p99_ns=p99_ns, rss_bytes=event.rss_bytes)
         if problems:
@@ -276,21 +277,21 @@ class Probation:
         note = self._note(how, wall_ns, digest=slots.serving or "", rollout=release.rollout)
         return [*self._activate(), note]
 
-    def _resume(self, *, load: bool = True) -> list[Action]:
+    def _resume(self, *, load: bool = True, crashed: bool = False) -> list[Action]:
         """Goes on with what the state says; without ``load`` the committed model serves already."""
         if self.slots.shadowing is not None and not (self._shadows and self.can_go_back):
             self.slots = lifecycle.leave_shadow(
                 self.slots
             )  # begun under another configuration, or beside nobody
-        return self._activate(load=load or self.slots.on_trial)
+        return self._activate(load=load or self.slots.on_trial, crashed=crashed)
 
-    def _activate(self, *, load: bool = True) -> list[Action]:
+    def _activate(self, *, load: bool = True, crashed: bool = False) -> list[Action]:
         """Durable first, then load: a crash while loading is counted against the candidate.
 
         What was committed before and serves without a candidate waits for no disk.
         """
         self._uncounted = False
-        self.slots = lifecycle.activate(self.slots)
+        self.slots = lifecycle.activate(self.slots, crashed=crashed)
         trial = self.slots.trial
         self._cpu_before = trial.cpu if trial else LatencyHistogram()
         self._progress_saved_at = -math.inf

@@ -46,7 +46,7 @@ DEVICE: Final = DeviceRecord(
     attributes=(("cohort", "beta"), ("site", "north")),
     models=(report(state="committed", serving=A, revision=3),),
     last_seen_ns=NOW,
-    ended=(OTHER_SESSION,),
+    ended=((OTHER_SESSION, -1),),
 )
 RELEASE: Final = Release(
     fleet=FLEET,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from aggregator.config import IngestConfig, MetricsConfig, RetrainConfig, load
 from aggregator.records import RetrainRequest, Selection
 from aggregator.service import Service
 from edge_runtime.contract.ids import DeviceId
+from edge_runtime.contract.messages import ModelReport
 from edge_runtime.contract.profile import merge_all
 from tests.services import Mosquitto, find_mosquitto, free_port, missing_service
 from tests.support.fleet import (
     FLEET,
     MODEL,
     OTHER_SESSION,
+    SESSION,
     SPEC,
     TOPICS,
     A,
@@ -41,6 +44,7 @@ from tests.support.flood import flood
 from tests.support.ledger_kit import LOOK
 from tests.support.mqtt_device import MqttDevice
 from tests.support.window_kit import put
+from trainer.publish import Repository
 
 WAIT_SECONDS = 30.0
 
@@ -387,6 +391,77 @@ def test_a_refusing_canary_halts_the_rollout_over_the_wire(site):
         halted = site.ledger(lambda it: it.rollout(name))
         assert halted.state == "halted"
         assert "too slow" in halted.note
+
+
+def test_a_device_that_is_silent_is_asked_and_away_when_it_does_not_answer(site, monkeypatch):
+    """Nobody published its last will: the broker had forgotten it, or was not to pass it on."""
+    monkeypatch.setattr("aggregator.leader.QUIET_NS", 1_000_000_000)
+
+    def online():
+        return {d.device: d.online for d in site.ledger(Ledger.devices)}
+
+    with site.running():
+        idle, gone = site.device("idle"), site.device("gone")
+        site.wait(lambda: online() == {"idle": True, "gone": True}, "two births")
+        site.devices.remove(gone)
+        site.wait(lambda: online() == {"idle": True, "gone": False}, "the silent one to count as away")
+        assert idle.commands  # it has nothing to send, so it was asked as well, and answered
+    gone.close()
+
+
+def test_a_device_comes_back_after_a_second_machine_used_its_name(site, caplog):
+    with site.running():
+        site.device("dev")
+
+        def known():
+            return {(d.session, d.online) for d in site.ledger(Ledger.devices)}
+
+        site.wait(lambda: known() == {(SESSION, True)}, "the device")
+        second = MqttDevice("dev", site.broker.port, session=OTHER_SESSION)
+        site.devices.append(second)
+        site.wait(lambda: (OTHER_SESSION, True) in known(), "the second machine")
+        site.devices.remove(second)
+        second.close()
+        site.wait(lambda: known() == {(SESSION, True)}, "the device again")
+    assert caplog.text.count("two machines use this id device=dev") == 1
+
+
+def test_a_fleet_whose_ledger_was_lost_is_led_again(site):
+    """The device runs the candidate already, under a revision that this ledger does not know of."""
+    first = site.device("dev", obeys=False)
+    followed = {"state": "committed", "serving": site.digest, "rollout": "before", "revision": 1011}
+    with site.running():
+        site.wait(lambda: site.ledger(Ledger.devices), "the first birth")
+        _, name = site.order("start_rollout", candidate=site.digest)
+        site.wait(lambda: first.releases, "the release")
+        first.report = ModelReport(model=MODEL, **followed)
+        first.birth()
+        site.wait(lambda: first.releases[-1][0].revision > 1011, "a release that the device takes")
+        assert site.ledger(lambda it: it.rollout(name)).stage == 1
+        first.obeys = True
+        first.follow(first.releases[-1][0])
+        site.wait(lambda: site.ledger(lambda it: it.rollout(name)).state == "completed", "the rollout's end")
+    assert "renumber" in [row["what"] for row in site.ledger(lambda it: it.table("audit"))]
+
+
+def test_an_order_that_devices_would_refuse_is_refused_until_the_new_key_is_there(site, tmp_path):
+    """The director's key was replaced, and the aggregator has a copy of the old one."""
+    repository = Repository.create(tmp_path / "elsewhere" / "repository")
+    with site.running():
+        device = site.device("dev")
+        _, name = site.order("start_rollout", candidate=site.digest, gates={"bake_seconds": 600.0})
+        site.wait(lambda: device.releases, "the release")
+        shutil.copytree(tmp_path / "elsewhere" / "repository" / "metadata", site.folder / "metadata")
+        state, why = site.order("halt")
+        assert (state, "director.json holds the key k" in why) == ("refused", True)
+        assert site.ledger(lambda it: it.rollout(name)).state == "running"
+
+        shutil.copyfile(repository.director_key, site.folder / "director.json")
+        keyid = json.loads(repository.director_key.read_text(encoding="utf-8"))["keyid"]
+        site.wait(lambda: device.releases[-1][1].signatures[0][0] == keyid, "the release, signed again")
+        assert site.order("halt") == ("accepted", name)
+        site.wait(lambda: device.releases[-1][0].threshold == 0, "the halt")
+        assert device.releases[-1][1].signatures[0][0] == keyid
 
 
 def test_the_retrain_hook_runs_once_and_its_end_is_recorded(site):

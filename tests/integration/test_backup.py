@@ -168,6 +168,19 @@ def test_a_backup_needs_a_folder_of_its_own_and_stores(config, state, tmp_path):
     )
 
 
+def test_a_backup_that_fails_leaves_nothing_behind(config, state, tmp_path):
+    (state / "windows.sqlite").rename(tmp_path / "elsewhere")
+    new, empty = tmp_path / "new", tmp_path / "empty"
+    empty.mkdir()
+    for folder in (new, empty):
+        assert "no such store yet" in skiff("backup", config, "--out", folder, code=2).stderr
+    assert not new.exists()
+    assert list(empty.iterdir()) == []
+    (tmp_path / "elsewhere").rename(state / "windows.sqlite")
+    for folder in (new, empty):
+        skiff("backup", config, "--out", folder)
+
+
 def flipped(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1

@@ -7,8 +7,12 @@ import pytest
 from edge_runtime.check import broker as broker_check
 from edge_runtime.check.finding import Level
 from edge_runtime.config import load
-from tests.services import HOST, Mosquitto, find_mosquitto
+from edge_runtime.contract.topics import TRUST, Topics
+from edge_runtime.link import Connected, Link, Outgoing
+from edge_runtime.mqtt.broker import Broker
+from tests.services import HOST, Mosquitto, find_mosquitto, missing_service
 from tests.support.certificates import Authority
+from tests.support.locked import locked_broker
 
 
 @pytest.fixture
@@ -27,7 +31,24 @@ def asked(config, broker, **changes):
     return found
 
 
+def publish(topic, payload, **where):
+    """Leaves a retained message."""
+    link = Link(Broker(host=HOST, **where), client_id="publisher", delay=lambda _: 0.1)
+    link.start()
+    while not isinstance(link.poll(5.0), Connected):
+        pass
+    link.publish(Outgoing(topic, payload, TRUST))
+    link.stop(timeout=5.0)
+
+
+def test_a_fleet_that_is_not_there_is_told(config, mosquitto):
+    found = asked(config, mosquitto)
+    assert (found.level, "none is published there" in found.what) == (Level.WARNING, True)
+
+
 def test_the_version_that_was_agreed_on_is_told(config, mosquitto):
+    publish(Topics(config.fleet).packed_trust(1), b"metadata", port=mosquitto.port)
+    assert asked(config, mosquitto).level is Level.OK
     assert "dev-1 with MQTT 5, without TLS" in asked(config, mosquitto).what
     assert "MQTT 3.1.1, without TLS" in asked(config, mosquitto, protocol="3.1.1").what
 
@@ -63,6 +84,7 @@ def test_mutual_tls_is_spoken_as_the_daemon_would(config, secured, tmp_path):
     broker, ours = secured
     device = ours.issue("dev-1")
     tls = {"ca": ours.path, "certificate": device.certificate, "key": device.key}
+    publish(Topics(config.fleet).trust(1), b"metadata", port=broker.port, **tls)
     found = asked(config, broker, **tls)
     assert found.level is Level.OK, found
     assert "with TLS" in found.what
@@ -78,3 +100,43 @@ def test_mutual_tls_is_spoken_as_the_daemon_would(config, secured, tmp_path):
     plain = asked(config, broker)
     assert plain.level is Level.ERROR
     assert "broker.tls.ca" in plain.remedy, plain
+
+
+@pytest.fixture
+def locked(config, tmp_path):
+    """A broker with the files of ``skiff broker-config``, which has metadata of the fleet."""
+    binary = find_mosquitto()
+    if binary is None:
+        missing_service("mosquitto is not installed (Debian: apt-get install mosquitto)")
+    with locked_broker(binary, tmp_path, config.fleet) as (enrolled, broker):
+        publisher = enrolled.service("publisher")
+        where = {"ca": publisher.ca, "certificate": publisher.certificate, "key": publisher.key}
+        publish(Topics(config.fleet).packed_trust(1), b"metadata", port=broker.port, **where)
+        yield enrolled, broker
+
+
+def told(config, broker, wallet, **more):
+    return asked(config, broker, ca=wallet.ca, certificate=wallet.certificate, key=wallet.key, **more)
+
+
+# paho leaves a socket whose handshake failed to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_device_that_was_revoked_and_is_enrolled_again_is_told_what_the_broker_lacks(config, locked):
+    enrolled, broker = locked
+    first = enrolled.device("dev-1")
+    assert told(config, broker, first).level is Level.OK
+    enrolled.authority.revoke("dev-1")
+    broker.configure()
+    broker.reload()
+    revoked = told(config, broker, first)
+    assert (revoked.level, "as revoked" in revoked.remedy) == (Level.ERROR, True), revoked
+    again = enrolled.put("dev-1", enrolled.authority.device("dev-1"))
+    for protocol in ("5", "3.1.1"):
+        shut_out = told(config, broker, again, protocol=protocol)
+        assert shut_out.level is Level.WARNING
+        assert "access rules deny dev-1 everything" in shut_out.what
+    broker.configure()
+    broker.reload()
+    assert told(config, broker, again).level is Level.OK

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aggregator.config import RolloutConfig
 from aggregator.core import coordinator as core
-from aggregator.core import rollout
+from aggregator.core import requests, rollout
 from aggregator.core.coordinator import Coordinator
 from aggregator.records import DeviceRecord, Gates, Request, Track
 from edge_runtime.contract.ids import CohortId, DeviceId, Digest
@@ -153,7 +153,7 @@ class Rollouts(RuleBasedStateMachine):
     )
     def wish(self, candidate, stages):
         self.now += SECOND
-        self.ask(core.START, {"model": MODEL, "candidate": digest(candidate), "stages": stages})
+        self.ask(requests.START, {"model": MODEL, "candidate": digest(candidate), "stages": stages})
 
     def ask(self, kind, document):
         self.requests += 1

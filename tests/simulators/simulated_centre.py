@@ -21,6 +21,7 @@ from tests.support.device import COHORT, FLEET, MODEL, release, signed
 
 REBIRTH_SECONDS = 10.0
 DOUBT_NS = 30_000_000_000
+QUIET_NS = 60_000_000_000
 
 
 class Centre:
@@ -84,10 +85,17 @@ class Centre:
             FLEET, self._rollouts, tracks=tracks, revisions={COHORT: revision}, devices=self.records.values()
         )
         self._asked: dict[DeviceId, float] = {}
+        self._hears_since_ns = self._world.wall_ns
         self.reconnect()
         waiting, self._waiting = self._waiting, []
         for topic, payload in waiting:
             self.receive(topic, payload)
+
+    def lose_ledger(self) -> None:
+        """What it knew of devices, releases and revisions is gone; it goes on with an empty ledger."""
+        self.track = Track(cohort=COHORT, model=MODEL)
+        self.records.clear()
+        self._rise()
 
     def reconnect(self) -> None:
         self._decide(core.Connected())
@@ -159,6 +167,9 @@ class Centre:
         self._world.after(BEAT_SECONDS, self._tick)
         if self._coordinator is None:
             return
+        now_ns = self._world.wall_ns
+        for name, record in self.records.items():
+            self.records[name] = presence.doubt_silent(record, now_ns, self._hears_since_ns, QUIET_NS)
         for record in [r for r in self.records.values() if r.doubted_ns]:
             self._ask_for_rebirth(record.device)
             settled = presence.settle(record, self._world.wall_ns, DOUBT_NS)

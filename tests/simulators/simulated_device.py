@@ -116,6 +116,10 @@ class Device:
             self._will = None
             will()
 
+    def forget_will(self) -> None:
+        """Nobody says that the device is gone."""
+        self._will = None
+
     def _send(self, topic: str, payload: bytes, delivery: Delivery) -> None:
         if self.link:
             self._pipe = max(self._pipe, self._world.now + self._world.delay())

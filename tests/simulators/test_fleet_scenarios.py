@@ -278,6 +278,56 @@ def test_a_last_will_that_comes_after_the_birth_does_not_hide_the_device():
     assert all(record.online for record in fleet.centre.records.values())
 
 
+# ── a centre that forgot, devices that nobody misses ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["devices known again", "devices unknown yet"])
+def test_a_centre_that_lost_its_ledger_gets_its_fleet_back(known):
+    fleet = make({A: GOOD, B: GOOD, C: GOOD})
+    roll_out(fleet, B)
+    fleet.finish()
+    fleet.centre.lose_ledger()
+    if known:
+        fleet.run(60.0, lambda: len(fleet.centre.records) == SIZE)
+    roll_out(fleet, C, "r")  # a name that devices know, for the ledger does not
+    fleet.finish()
+    assert fleet.centre.rollout.state == rollout.COMPLETED
+    assert fleet.serving[C] == set(fleet.devices)
+
+
+def test_what_devices_run_from_before_a_ledger_was_lost_carries_no_stage():
+    fleet = make({A: GOOD, B: GOOD})
+    roll_out(fleet, B)
+    fleet.finish()
+    followed = fleet.centre.track.release.revision
+    fleet.centre.lose_ledger()
+    roll_out(fleet, B, "again")
+    fleet.finish()
+    assert fleet.centre.rollout.state == rollout.COMPLETED
+    for device in fleet.devices.values():
+        assert (device.saved.rollout, device.saved.revision > followed) == ("again", True)
+
+
+def test_devices_that_die_without_a_last_will_do_not_hold_a_rollout_up():
+    fleet = make({A: GOOD, B: GOOD})
+    gone = list(fleet.devices.values())[:10]
+    for (
+        device
+    ) in gone:  # a broker that was killed forgets wills, and publishes none for who has no rights any more
+        device.switch(on=False)
+        device.forget_will()
+    roll_out(fleet, B)
+    fleet.run(400.0, lambda: fleet.centre.rollout.state == rollout.COMPLETED)
+    assert fleet.centre.rollout.state == rollout.COMPLETED
+    assert {d.name for d in gone} == {n for n, record in fleet.centre.records.items() if not record.online}
+
+
+def test_devices_without_rows_stay_online():
+    fleet = make({A: GOOD})
+    fleet.window_seconds = float("inf")
+    assert not fleet.run(300.0, lambda: not all(record.online for record in fleet.centre.records.values()))
+
+
 # ── the simulator itself ───────────────────────────────────────────────────────────────────────────────
 
 

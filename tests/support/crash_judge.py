@@ -226,7 +226,7 @@ class Judge:
             self._watch = Watch(config)
         return self._watch
 
-    def _load(self, path: Path, digest: Digest, config: DaemonConfig) -> Engine:
+    def _load(self, path: Path, digest: Digest, config: DaemonConfig, *, on_trial: bool = False) -> Engine:
         """Hashes every file, has ONNX Runtime load each content once and answer its golden rows."""
         try:
             found = digest_of(path.read_bytes())
@@ -235,7 +235,7 @@ class Judge:
         if found != digest:
             raise ArtifactError(f"{path}: has SHA-256 {found}")
         if digest not in self._engines:
-            self._engines[digest] = load_model(path, digest, config)
+            self._engines[digest] = load_model(path, digest, config, on_trial=on_trial)
             self.loaded += 1
         return self._engines[digest]
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from aggregator.adapters import documents
+from aggregator.adapters.ledger.control import TAKEN
 from aggregator.looks import Alarm, Estimate, Familiar, Look, Reading, Slice, Trace, Verdict
 from aggregator.records import (
     AuditEntry,
@@ -195,7 +196,7 @@ class LedgerKit:
                 report(),
             ),
             last_seen_ns=NOW,
-            ended=(OTHER_SESSION,),
+            ended=((OTHER_SESSION, 3),),
             doubted_ns=5,
             last_exit="killed for memory",
             restarts=4,
@@ -263,9 +264,22 @@ class LedgerKit:
             ledger.put_answer(first, accepted=False, reason="there is none")
         assert [r.number for r in ledger.pending()] == [second]
         assert other.answer(first) == ("refused", "there is none")
-        assert other.answer(second) == ("pending", "")
+        assert other.answer(second) == ("pending", TAKEN)
         with pytest.raises(KeyError):
             other.answer(99)
+        other.close()
+
+    def test_an_order_is_withdrawn_unless_somebody_has_taken_it(self, ledger, opened):
+        other = opened()
+        first, second = (other.request("halt", {}, by="ann", why="", now_ns=NOW) for _ in range(2))
+        assert other.withdraw(first) == ("withdrawn", "")
+        assert [r.number for r in ledger.pending()] == [second]
+        assert other.withdraw(second) == ("pending", TAKEN)
+        assert [r.number for r in ledger.pending()] == [second]  # whoever leads next, takes it too
+        with ledger.transaction():
+            ledger.put_answer(second, accepted=True, reason="r1")
+        assert other.withdraw(second) == ("accepted", "r1")
+        assert other.answer(first) == ("withdrawn", "")
         other.close()
 
     def test_what_stands_for_an_artifact_is_kept_whole_in_the_place_of_what_stood(self, ledger, opened):
@@ -569,5 +583,7 @@ class LedgerKit:
         with pytest.raises(LeaseLost), ledger.transaction():
             ledger.put_audit(entry)
         assert len(ledger.table("audit")) == 1
-        assert [r.number for r in ledger.pending()] == [number]
+        with pytest.raises(LeaseLost):
+            ledger.pending()
+        assert [r.number for r in other.pending()] == [number]
         other.close()

@@ -20,7 +20,7 @@ import numpy as np
 
 from aggregator.adapters.windows import Windows
 from aggregator.records import DeviceRecord, Selection
-from cli.operate import order
+from cli.orders import order
 from cli.publishing import publish
 from cli.view import FleetView
 from edge_runtime.contract import ids

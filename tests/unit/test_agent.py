@@ -13,7 +13,7 @@ from edge_runtime.contract.codec import encode
 from edge_runtime.contract.errors import ContractError
 from edge_runtime.contract.ids import DeviceId, SessionId
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.release import TrialGate, from_payload, to_payload
+from edge_runtime.contract.release import ShadowGate, TrialGate, from_payload, to_payload
 from edge_runtime.contract.topics import STATUS, Topics
 from edge_runtime.core.agent import ACK_TIMEOUT_SECONDS, COMPLAINT_SECONDS, MAX_IN_FLIGHT, Agent
 from edge_runtime.core.budget import Budget
@@ -44,7 +44,16 @@ from edge_runtime.core.events import (
     update_ended,
     update_phase,
 )
-from edge_runtime.core.lifecycle import SlotState, begin_trial, from_document, refuse, to_document
+from edge_runtime.core.lifecycle import (
+    SlotState,
+    activate,
+    begin_shadow,
+    begin_trial,
+    compare,
+    from_document,
+    refuse,
+    to_document,
+)
 from edge_runtime.core.offers import MAX_OFFERS
 from edge_runtime.core.probation import PROGRESS_SECONDS, SAVE_SECONDS
 from tests.support.device import (
@@ -706,6 +715,45 @@ def test_a_trial_that_breaks_a_gate_is_rolled_back(evidence, reason):
     assert bench.one(Serve) == Serve(A)
     assert reason in bench.notes["rolled_back"]["reason"]
     assert (bench.report.state, bench.report.outcome) == ("rolled_back", "rolled_back")
+
+
+def test_a_start_after_a_crash_is_one_less_whatever_the_trial_had_answered():
+    slots = begin_trial(SETTLED, B, attempt=1, gate=GATE)
+    for left in reversed(range(GATE.starts)):
+        bench = Bench(slots, started=False)
+        bench.do(Started(crashed=left < GATE.starts - 1))
+        assert (bench.trial.starts_left, bench.one(Serve)) == (left, Serve(B))
+        bench.serve(predictions=50, after=20.0)
+        assert bench.trial.progressed
+        slots = bench.agent.slots
+    again = Bench(slots, started=False)
+    again.do(Started())  # a power cut is nobody's fault
+    assert again.trial.starts_left == 0
+    bench = Bench(slots, started=False)
+    bench.do(Started(crashed=True))
+    assert bench.one(Serve) == Serve(A)
+    assert bench.notes["rolled_back"]["reason"] == "the process crashed while it served in 3 starts"
+
+
+def test_a_crash_beside_a_candidate_in_the_shadow_is_not_held_against_it():
+    gate = ShadowGate(rows=500)
+    slots = compare(begin_shadow(SETTLED, B, attempt=1, gate=GATE, shadow=gate), rows=5, disagreed=0)
+    assert activate(slots, crashed=True) == activate(slots)
+
+
+def test_a_trial_is_held_to_the_budget_that_the_model_was_published_with():
+    bench = Bench()
+    bench.try_out()
+    bench.serve(predictions=200, each_ns=9_000_000, declared_p99_ns=1_000_000)
+    assert "predict p99 of" in bench.notes["rolled_back"]["reason"]
+
+
+def test_when_a_trial_of_200_rows_is_judged_enough_were_the_incumbents_to_compare_with():
+    """Of 228 rows every eighth is the incumbent's."""
+    bench = Bench(budget=Budget(predict_p99_ns=500_000))
+    bench.try_out()
+    bench.serve(predictions=228, samples=200, each_ns=3_000_000, incumbent_cpu=cpu(28, 10_000))
+    assert "predict p99 of" in bench.notes["rolled_back"]["reason"]
 
 
 @pytest.mark.parametrize(("max_refused", "kept"), [(0.0, False), (0.01, False), (0.05, True), (1.0, True)])

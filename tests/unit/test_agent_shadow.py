@@ -136,6 +136,14 @@ def test_enough_rows_that_agree_lead_to_the_trial():
     assert (bench.slots.shadow_rows, bench.slots.shadow_disagreed) == (120, 5)
 
 
+def test_exactly_as_many_rows_as_were_asked_for_are_enough():
+    bench = Bench().install()
+    bench.compare(rows=HALF.rows - 1)
+    assert bench.get(Serve) == []
+    bench.compare(rows=1)
+    assert bench.get(Serve) == [Serve(B)]
+
+
 def test_with_nobody_left_to_be_compared_with_the_trial_begins():
     bench = Bench().install()
     bench.compare(rows=10)

@@ -10,10 +10,11 @@ import pytest
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.release import ShadowGate
 from edge_runtime.contract.topics import Topics
-from edge_runtime.core.agent import Agent
+from edge_runtime.core.agent import SUSPICIONS, Agent
 from edge_runtime.core.budget import Budget
 from edge_runtime.core.events import (
     AgentEvent,
+    Collect,
     Connected,
     Disconnected,
     MessageArrived,
@@ -65,6 +66,7 @@ class Device:
         self.loads: list[Digest | None] = []
         self.shadow: Digest | None = None
         self.asked: list[StartUpdate] = []
+        self.kept: list[tuple[Digest, ...]] = []
         self.agent = Agent(identity(), slots, Budget(), random.Random(1), shadows=shadows)
         self.do(Started())
         self.do(Connected())
@@ -73,6 +75,10 @@ class Device:
     def serving(self) -> Digest | None:
         """What answers rows."""
         return self.loads[-1] if self.loads else None
+
+    def newest_kept(self) -> tuple[Digest, ...]:
+        """What the last collection left."""
+        return self.kept[-1]
 
     def do(self, event: AgentEvent, *, after: float = 0.0) -> None:
         self.now += after
@@ -93,6 +99,8 @@ class Device:
                     self.loads.append(action.digest)
                 elif isinstance(action, Shadow):
                     self.shadow = action.digest
+                elif isinstance(action, Collect):
+                    self.kept.append(action.keep)
                 elif isinstance(action, StartUpdate):
                     self.asked.append(action)
 
@@ -254,3 +262,121 @@ def test_what_could_not_be_fetched_keeps_its_place():
     device.offer(older)
     device.wait(600)
     assert device.asked[-1].release == signed(newest)
+
+
+# ── what is tried again costs less every time ──────────────────────────────────────────────────────────
+
+
+def waits(device: Device, times: int, **result: Any) -> list[float]:
+    """How long the release at work waits after each of so many ends."""
+    found = []
+    for _ in range(times):
+        before, asked = device.now, len(device.asked)
+        device.do(UpdateEnded(ok=False, retry=True, **result))
+        while len(device.asked) == asked:
+            device.do(Ticked(), after=max(1.0, (device.now - before) / 100))
+            assert device.now < before + 86_400.0, "it is not tried again"
+        found.append(device.now - before)
+    return found
+
+
+def test_wrong_bytes_are_fetched_a_few_times_a_day_at_last():
+    device = Device(SETTLED)
+    wanted = release(B, A)
+    device.offer(wanted)
+    found = waits(device, 20, release=wanted, stage="verify", reason="the download has another SHA-256")
+    assert 2.0 <= found[0] <= 5.0, "it may have been damaged on its way"
+    assert all(before < after for before, after in zip(found[:6], found[2:8], strict=True))
+    assert sum(found[:10]) > 1800.0
+    assert all(3 * 3600.0 <= seconds <= 6 * 3700.0 for seconds in found[-4:])
+
+
+def test_a_model_that_is_not_published_is_asked_for_every_quarter_of_an_hour_at_last():
+    device = Device(SETTLED)
+    wanted = release(B, A)
+    device.offer(wanted)
+    found = waits(device, 40, release=wanted, stage="release", reason="no target")
+    assert sum(found[:3]) < 20.0, "it may be published a moment later"
+    assert 300.0 < max(found) <= 910.0
+    assert sum(found[20:]) > 20 * 200.0
+
+
+def test_a_new_release_does_not_wait_for_what_the_one_before_waits_for():
+    device = Device(SETTLED)
+    damaged, mended = release(B, A), release(C, A, revision=2, rollout="r2")
+    device.offer(damaged)
+    waits(device, 10, release=damaged, stage="verify", reason="the download has another SHA-256")
+    device.end(damaged, ok=False, stage="verify", reason="the same", retry=True)
+    assert len(device.asked) == 11
+    device.offer(mended)
+    assert device.asked[-1].release == signed(mended)
+    device.end(mended, installed=True, digest=C)
+    assert device.serving == C
+    device.do(Ticked(), after=7 * 3600.0)
+    assert device.asked[-1].release == signed(mended), "what it replaced is not worked on again"
+
+
+def test_a_network_that_is_absent_does_not_make_the_wait_longer():
+    device = Device(SETTLED)
+    wanted = release(B, A)
+    device.offer(wanted)
+    waits(device, 10, release=wanted, stage="verify", reason="the download has another SHA-256")
+    assert max(waits(device, 10, stage="trust", reason="no network")) <= 61.0
+
+
+def test_a_probe_that_the_device_may_have_ended_condemns_nobody_at_once():
+    device = Device(SETTLED)
+    wanted = release(B, A, attempt=2)
+    device.offer(wanted)
+    ended: dict[str, Any] = {"release": wanted, "stage": "probe", "reason": "killed", "digest": B}
+    assert min(waits(device, SUSPICIONS - 1, **ended)) >= 30.0
+    assert (device.agent.slots.quarantine, device.agent.slots.outcome) == ((), "")
+    device.do(UpdateEnded(ok=False, retry=True, **ended))
+    assert dict(device.agent.slots.quarantine) == {B: 2}
+    assert device.agent.slots.reason == f"killed, {SUSPICIONS} times"
+
+
+def test_suspicions_are_counted_by_model_and_attempt():
+    device = Device(SETTLED)
+    for revision, (model, attempt) in enumerate([(B, 1), (B, 2), (C, 2), (B, 2)], start=1):
+        wanted = release(model, A, revision=revision, attempt=attempt)
+        device.offer(wanted)
+        ended: dict[str, Any] = {"release": wanted, "stage": "probe", "reason": "killed", "digest": model}
+        waits(device, SUSPICIONS - 2, **ended)
+        device.do(UpdateEnded(ok=False, retry=True, **ended))
+    assert device.agent.slots.quarantine == ()
+
+
+# ── what nobody asks for any more ──────────────────────────────────────────────────────────────────────
+
+
+def test_what_an_earlier_life_left_is_collected_but_what_is_wanted():
+    device = Device(SETTLED)
+    assert device.kept == []  # nobody knows yet what is wanted
+    device.offer(release(B, A))
+    assert device.kept == [(A, P, B)]
+
+
+def test_what_a_release_began_is_collected_once_the_next_replaces_it():
+    device = Device(SETTLED)
+    first, second = release(B, A), release(C, A, revision=2, rollout="r2")
+    device.offer(first)
+    device.do(UpdateEnded(ok=False, release=first, stage="fetch", reason="no chunk", retry=True), after=1.0)
+    assert device.newest_kept() == (A, P, B), "it goes on with what is here"
+    device.wait(60)
+    device.do(UpdateEnded(ok=False, release=first, stage="fetch", reason="no chunk", retry=True), after=1.0)
+    device.offer(second)
+    assert device.asked[-1].release == signed(second)
+    assert device.newest_kept() == (A, P, B, C), "the second may have been made up"
+    device.do(UpdateEnded(ok=False, release=second, stage="fetch", reason="no chunk", retry=True), after=1.0)
+    assert device.newest_kept() == (A, P, C)
+
+
+def test_a_disk_that_is_full_is_tidied_before_every_try():
+    device = Device(SETTLED)
+    device.offer(release(B, A))
+    for tries in range(2, 6):
+        device.end(None, ok=False, stage="trust", reason="No space left on device", retry=True)
+        assert device.kept == [(A, P, B)] * tries
+        device.wait(60)
+        assert len(device.asked) == tries

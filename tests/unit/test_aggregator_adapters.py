@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from aggregator.adapters.hooks import KILL_GRACE_SECONDS, OUTPUT_TAIL_BYTES, Hook
 from aggregator.adapters.registry import RESCAN_SECONDS, Registry
-from aggregator.adapters.signer import Signer
+from aggregator.adapters.signer import Director, Signer
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.ids import CohortId, RolloutId, digest_of
 from edge_runtime.contract.release import Release, from_payload
 from tests.support.fleet import FLEET, MODEL, A, publish_artifact
+from trainer.publish import Repository
 
 
 class Clock:
@@ -130,6 +131,47 @@ def test_a_key_that_cannot_sign_is_refused_with_the_file_and_the_field(tmp_path)
         Signer(write_key(path, ec.generate_private_key(ec.SECP256R1())))
     with pytest.raises(ConfigError, match=r"private_key_pem: is no private key"):
         Signer(write_key(path, Ed25519PrivateKey.generate(), private_key_pem="nonsense"))
+
+
+def test_a_key_that_was_replaced_on_the_disk_signs_without_a_restart(tmp_path, caplog):
+    repository = Repository.create(tmp_path / "repository")
+    copy, metadata = tmp_path / "director.json", tmp_path / "repository" / "metadata"
+    old = repository.director_key.read_text()
+    copy.write_text(old)
+    director = Director(copy, metadata)
+
+    def trouble():
+        return director.trouble
+
+    assert not trouble()
+    assert not director.look()
+
+    repository.rotate("director")
+    assert not director.look()
+    assert f"{copy} holds the key {json.loads(old)['keyid'][:12]}…" in trouble()
+    assert "copy the director's key file" in trouble()
+    assert caplog.text.count("director_key_refused") == 1
+    assert Director(copy, metadata).trouble == trouble()  # the same at the start
+
+    copy.write_text("{")
+    assert not director.look()  # it is being written
+    assert trouble()
+    copy.write_text(repository.director_key.read_text())
+    assert director.look()  # whatever is in force has to be signed again
+    assert not trouble()
+    signed = director.sign(RELEASE)
+    assert signed is not None
+    (signature,) = signed.signatures
+    assert signature[0] == json.loads(copy.read_text())["keyid"]
+    assert not director.look()
+
+
+def test_a_key_of_which_nobody_can_say_whether_it_counts_signs(tmp_path):
+    path = write_key(tmp_path / "director.json", Ed25519PrivateKey.generate())
+    assert not Director(path, tmp_path / "metadata").trouble
+    keyless = Director(None, tmp_path / "metadata")
+    assert keyless.sign(RELEASE) is None
+    assert "set director_key" in keyless.trouble
 
 
 # ── hook ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,9 +10,9 @@ import pytest
 from aggregator import outlook as outlooks
 from aggregator.adapters.ledger import Ledger
 from aggregator.adapters.windows import Windows
+from aggregator.arms import REST, Arms
 from aggregator.core.coordinator import Ask
 from aggregator.core.gates import Evidence
-from aggregator.leader import REST, Arms
 from aggregator.outlook import outlook
 from aggregator.records import Selection, Track
 from edge_runtime.contract.ids import DeviceId, ModelName, RolloutId
@@ -208,7 +208,7 @@ def test_the_page_costs_the_same_whatever_the_store_holds(opened, tmp_path, monk
             send(store, range(many), at=NOW)
 
             def look(store=store):
-                return outlook(ledger, store, (), now_ns=NOW, silent_seconds=60.0)
+                return outlook(ledger, store, (), sent_ns=lambda _: NOW, silent_before_ns=NOW)
 
             assert {model for model, _, _ in look().latency} == {MODEL}
             took.append(steps(store, look))
@@ -222,7 +222,7 @@ def test_the_page_shows_a_models_own_newest_windows(opened, tmp_path):
     with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
         with ledger.transaction():
             ledger.put_track(Track(cohort=RELEASE.cohort, model=MODEL, release=RELEASE, rollout=ROLLOUT))
-        found = outlook(ledger, store, (), now_ns=NOW, silent_seconds=60.0)
+        found = outlook(ledger, store, (), sent_ns=lambda _: NOW, silent_before_ns=NOW)
     wanted = store.latency(Selection(model=MODEL, last=200))
     assert wanted.count == 200 * 20
     assert found.latency == tuple((MODEL, q, wanted.quantile_ns(q)) for q in (0.5, 0.9, 0.99))

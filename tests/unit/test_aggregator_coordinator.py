@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aggregator.config import RolloutConfig
 from aggregator.core import coordinator as core
-from aggregator.core import gates, rollout
+from aggregator.core import gates, requests, rollout
 from aggregator.core.coordinator import (
     Answer,
     Audit,
@@ -20,7 +20,8 @@ from aggregator.core.coordinator import (
     StatusSeen,
     Tick,
 )
-from aggregator.records import Gates, Request
+from aggregator.core.revisions import HIGHEST
+from aggregator.records import SKIPPED_REVISIONS, Gates, Request
 from edge_runtime.contract import release
 from edge_runtime.contract.ids import CohortId
 from edge_runtime.contract.release import EVERYONE, desired
@@ -38,15 +39,15 @@ def fleet(n=4, **options):
     return [device(f"dev-{i}", **options) for i in range(n)]
 
 
-def request(kind=core.START, number=1, **document):
-    named = {"model": MODEL, "candidate": B} if kind == core.START else {"model": MODEL}
+def request(kind=requests.START, number=1, **document):
+    named = {"model": MODEL, "candidate": B} if kind == requests.START else {"model": MODEL}
     document = {**named, **document}
     return Request(
         number=number, kind=kind, document=json.dumps(document), by="ann", why="because", created_ns=NOW
     )
 
 
-def order(c, kind=core.START, number=1, *, at=NOW, artifact=MODEL, **document):
+def order(c, kind=requests.START, number=1, *, at=NOW, artifact=MODEL, **document):
     return c.handle(RequestSeen(request(kind, number, **document), artifact), at)
 
 
@@ -81,6 +82,11 @@ def report(c, devices, **fields):
     return actions
 
 
+def following(document):
+    """What a device says that follows the release."""
+    return {"rollout": document.rollout, "revision": document.revision}
+
+
 def run_to_completion(c, devices, at=NOW):
     """Every device commits whatever it is told; returns the releases on the way."""
     found = []
@@ -92,9 +98,7 @@ def run_to_completion(c, devices, at=NOW):
             return found
         for d in devices:
             serving = desired(track.release, d.device)
-            found += releases(
-                report(c, [d], serving=serving, state="committed", rollout=track.release.rollout)
-            )
+            found += releases(report(c, [d], serving=serving, state="committed", **following(track.release)))
     raise AssertionError(c.tracks)
 
 
@@ -145,13 +149,14 @@ def test_a_stage_bakes_from_the_commit_on_and_a_restart_does_not_begin_anew():
     devices = fleet()
     c = coordinator(devices)
     (first,) = releases(order(c))
-    report(c, devices, serving=B, state="committed")
+    done = {"serving": B, "state": "committed", **following(first)}
+    report(c, devices, **done)
     (saved,) = [a.track for a in tick(c, NOW + SECOND) if isinstance(a, Save)]
     assert saved.rollout is not None
     assert saved.rollout.ready_since_ns == NOW + SECOND
     assert saved.release == first
     again = coordinator(
-        [replace(d, models=(replace(d.models[0], serving=B, state="committed"),)) for d in devices],
+        [replace(d, models=(replace(d.models[0], **done),)) for d in devices],
         tracks=[saved],
         revisions={MAIN: 1},
     )
@@ -280,7 +285,7 @@ def test_orders_that_are_no_json_or_come_too_late_are_refused():
     assert "not JSON" in refusal(c.handle(RequestSeen(broken, MODEL), NOW))
     order(c)
     order(c, "halt", 2)
-    assert "is halted: cannot halt" in refusal(order(c, "halt", 3))
+    assert "is halted, so it cannot halt" in refusal(order(c, "halt", 3))
 
 
 def test_what_runs_already_is_not_rolled_out_and_a_name_is_used_once():
@@ -313,13 +318,148 @@ def test_a_name_that_only_the_ledger_remembers_is_refused_too():
 
 
 def test_name_of_reads_only_what_starts_a_rollout():
-    assert core.name_of(request(name="spring")) == "spring"
-    assert core.name_of(request()) == core.name_of(request("halt")) == ""
-    assert core.name_of(request(name=7)) == core.name_of(replace(request(), document="[")) == ""
+    assert requests.name_of(request(name="spring")) == "spring"
+    assert requests.name_of(request()) == requests.name_of(request("halt")) == ""
+    assert requests.name_of(request(name=7)) == requests.name_of(replace(request(), document="[")) == ""
 
 
 def test_without_a_director_key_nothing_starts():
-    assert "director_key" in refusal(order(coordinator(fleet(), can_sign=False)))
+    unsigned = "set director_key"
+    assert (
+        refusal(coordinator(fleet()).handle(RequestSeen(request(), MODEL, unsigned=unsigned), NOW))
+        == unsigned
+    )
+
+
+def test_what_no_device_would_hear_is_not_ordered():
+    """A halt that is signed with a key that devices take no more must not look like one that they heard."""
+    c = coordinator(fleet())
+    order(c)
+    before = c.tracks
+    for kind in core.ORDERS:
+        unheard = RequestSeen(request(kind, 2), unsigned="copy the director's key there")
+        assert refusal(c.handle(unheard, NOW)) == "copy the director's key there"
+    assert c.tracks == before
+
+
+# ── a ledger that forgot ───────────────────────────────────────────────────────────────────────────────
+
+FORGOTTEN = {"serving": B, "state": "committed", "rollout": "before", "revision": 1011}
+
+
+def warnings(actions):
+    return [a.text for a in actions if isinstance(a, core.Warn)]
+
+
+def test_a_ledger_that_was_lost_numbers_its_first_release_above_what_devices_follow():
+    actions = order(coordinator(fleet(**FORGOTTEN)))
+    (published,) = releases(actions)
+    assert published.revision == 1011 + SKIPPED_REVISIONS
+    (told,) = warnings(actions)
+    assert "device dev-0 follows revision 1011 of cohort main" in told
+    saved = [a.track for a in actions if isinstance(a, Save)][-1]
+    assert saved.rollout is not None
+    assert saved.rollout.revision == published.revision
+
+
+def test_a_release_that_a_device_would_refuse_is_published_again_above_what_it_follows():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c))
+    actions = report(c, devices[:1], **FORGOTTEN)
+    (again,) = releases(actions)
+    assert again == replace(first, revision=1011 + SKIPPED_REVISIONS)
+    (saved,) = [a.track for a in actions if isinstance(a, Save)]
+    assert saved.release == again
+    assert [a.entry.what for a in actions if isinstance(a, Audit)] == ["renumber"]
+    assert "dev-0" in warnings(actions)[0]
+    assert not releases(report(c, devices, **{**FORGOTTEN, "revision": 1500}))  # it takes the new one
+
+
+def test_a_canary_that_refuses_the_release_does_not_carry_its_stage():
+    """It serves the candidate since before, and a namesake of this rollout may have told it to."""
+    for name in ("before", "spring"):
+        devices = fleet(1)
+        c = coordinator(devices)
+        order(c, name="spring")
+        report(c, devices, **{**FORGOTTEN, "rollout": name})
+        for k in range(1, 20):
+            tick(c, NOW + k * SECOND)
+        assert (c.tracks[0].rollout.stage, c.tracks[0].rollout.ready_since_ns) == (1, None)
+        report(c, devices, serving=B, state="committed", **following(c.tracks[0].release))
+        tick(c, NOW + 20 * SECOND)
+        assert releases(tick(c, NOW + 26 * SECOND))
+
+
+def test_a_device_that_changes_its_cohort_raises_no_revision_there():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c, name="left"))
+    order(c, number=2, cohort="beta", name="right")
+    moved = device("dev-0", cohort="beta", **{**following(first), "revision": first.revision + 5})
+    (begun,) = releases(c.handle(StatusSeen(moved), NOW))
+    assert (begun.cohort, begun.revision) == ("beta", 1)
+
+
+def test_a_restart_remembers_what_devices_said():
+    devices = fleet()
+    c = coordinator(devices)
+    (first,) = releases(order(c))
+    known = [replace(d, models=(replace(d.models[0], **FORGOTTEN),)) for d in devices]
+    again = coordinator(known, tracks=c.tracks, revisions={MAIN: first.revision})
+    (renumbered,) = releases(tick(again, NOW + SECOND))
+    assert renumbered.revision == 1011 + SKIPPED_REVISIONS
+
+
+def test_a_device_that_lies_cannot_use_revisions_up_or_keep_a_fleet_busy():
+    devices = fleet()
+    c = coordinator(devices)
+    order(c)
+    published = []
+    for k in range(100):
+        revision = c.tracks[0].release.revision + 1
+        lied = replace(devices[0], models=(replace(devices[0].models[0], revision=revision),))
+        published += releases(c.handle(StatusSeen(lied), NOW + k * SECOND))
+    assert len(published) == 1
+    later = releases(tick(c, NOW + 3600 * SECOND))  # it may have been an honest one
+    assert len(later) == 1
+    absurd = report(c, devices[1:2], revision=2**63 - 1)
+    assert not releases(absurd)
+    assert "device dev-1 says that it follows revision 9223372036854775807" in warnings(absurd)[0]
+    assert not warnings(report(c, devices[1:2], revision=2**63 - 1))
+    report(c, devices[2:3], revision=HIGHEST)
+    tick(c, NOW + 7200 * SECOND)
+    assert c.tracks[0].release.revision == HIGHEST + SKIPPED_REVISIONS
+
+
+# ── notes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_rollout_says_whom_its_stage_waits_for():
+    devices = fleet(5)
+    c = coordinator(devices)
+    (first,) = releases(order(c, stages=[1.0]))
+    report(c, devices[:1], serving=B, state="committed", **following(first))
+    tick(c, NOW + SECOND)
+    assert c.tracks[0].rollout.note == (
+        "stage 1 of 1: everyone; 1 of 5 devices committed; 5 are needed, so it waits for dev-1, dev-2, dev-3 "
+        "and 1 more"
+    )
+    assert not tick(c, NOW + 2 * SECOND)  # nothing new is not written down
+    report(c, devices, serving=B, state="committed", **following(first))
+    tick(c, NOW + 3 * SECOND)
+    assert c.tracks[0].rollout.note == "stage 1 of 1: everyone"
+
+
+def test_a_draft_for_a_cohort_that_nobody_follows_says_so():
+    c = coordinator([*fleet(), device("else", cohort="beta")])
+    order(c, cohort="mian")
+    assert c.tracks[0].rollout.note == (
+        "no device of cohort mian with model tiny is known, only in beta, main: it waits for one"
+    )
+    c = coordinator(fleet(2, online=False))
+    order(c)
+    assert c.tracks[0].rollout.note == "waits for one of 2 devices to be online"
 
 
 def test_a_new_connection_hears_every_release_again():
@@ -452,7 +592,7 @@ def test_asks_name_both_arms():
 
 
 def test_candidate_of_reads_only_what_starts_a_rollout():
-    assert core.candidate_of(request()) == B
-    assert core.candidate_of(request("halt")) is None
-    assert core.candidate_of(request(candidate="xyz")) is None
-    assert core.candidate_of(replace(request(), document="[")) is None
+    assert requests.candidate_of(request()) == B
+    assert requests.candidate_of(request("halt")) is None
+    assert requests.candidate_of(request(candidate="xyz")) is None
+    assert requests.candidate_of(replace(request(), document="[")) is None

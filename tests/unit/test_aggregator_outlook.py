@@ -35,12 +35,11 @@ def test_what_stands_is_counted(tmp_path):
             ledger.put_retrain(wish, "waiting")
             ledger.put_track(Track(cohort=RELEASE.cohort, model=MODEL, release=RELEASE, rollout=ROLLOUT))
         put(windows, window("dev-1", rows=20))
-        records = [
-            replace(device("dev-1"), last_seen_ns=NOW),
-            replace(device("dev-2"), last_seen_ns=NOW - 61 * SECOND),
-            replace(device("dev-3", online=False), last_seen_ns=0),
-        ]
-        found = outlook(ledger, windows, records, now_ns=NOW, silent_seconds=60.0)
+        records = [device("dev-1"), device("dev-2"), device("dev-3", online=False)]
+        sent = {"dev-1": NOW, "dev-2": NOW - 61 * SECOND, "dev-3": 0}
+        found = outlook(
+            ledger, windows, records, sent_ns=sent.__getitem__, silent_before_ns=NOW - 60 * SECOND
+        )
     assert (found.known, found.online, found.silent) == (3, 2, 1)
     assert (found.store.windows, found.store.rows) == (1, 20)
     assert found.verdicts == (("drift", "stable", 1), ("skew", "warning", 2))

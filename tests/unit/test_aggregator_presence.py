@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aggregator.core import presence
 from edge_runtime.contract.ids import SessionId
-from tests.support.fleet import NOW, OTHER_SESSION, SECOND, SESSION, birth, death, report
+from tests.support.fleet import DAY, NOW, OTHER_SESSION, SECOND, SESSION, birth, death, report
 
 SESSIONS = [SessionId(f"{i:016x}") for i in range(1, 4)]
 
@@ -71,8 +71,61 @@ def test_a_late_will_does_not_hide_a_newer_birth():
 
 
 def test_a_late_birth_of_an_older_session_changes_nothing():
-    new = play(birth(), birth(session=OTHER_SESSION))
-    assert play(birth(seq=99), record=new) == new
+    new = play(birth(seq=3), birth(session=OTHER_SESSION))
+    assert play(birth(seq=3), birth(seq=1), record=new) is new
+
+
+def test_a_device_is_there_again_after_a_second_machine_of_its_name_was_stopped():
+    """The session of the device is one that was replaced; it says under a new number that it is there."""
+    ousted = play(birth(seq=3), birth(session=OTHER_SESSION), death(session=OTHER_SESSION))
+    back = play(birth(seq=4), record=ousted)
+    assert (back.online, back.session, back.seq) == (True, SESSION, 4)
+    assert back.doubted_ns  # so it is asked, and its answer ends the doubt
+    assert presence.is_shared(ousted, back)
+    assert not play(birth(seq=5), record=back).doubted_ns
+    assert not presence.is_shared(back, play(birth(seq=5), record=back))
+    assert not presence.is_shared(None, play(birth()))
+    assert not presence.is_shared(play(birth()), play(birth(), birth(session=OTHER_SESSION)))
+
+
+def test_two_machines_that_take_turns_are_each_there_in_their_turn():
+    record = play(birth(), birth(session=OTHER_SESSION))
+    for seq in range(2, 5):
+        for session, rival in ((SESSION, OTHER_SESSION), (OTHER_SESSION, SESSION)):
+            record = play(death(session=rival), birth(seq=seq, session=session), record=record)
+            assert (record.online, record.session) == (True, session)
+    assert len(record.ended) == 1
+
+
+def test_a_device_answers_for_a_second_machine_that_went_without_a_word():
+    ousted = play(birth(seq=3), birth(session=OTHER_SESSION))
+    asked = play(birth(seq=4), record=ousted)
+    assert (asked.session, asked.online, asked.doubted_ns) == (OTHER_SESSION, True, NOW)
+    assert play(birth(seq=4), record=asked) is asked  # come again, it is no answer
+    assert play(birth(seq=5), record=asked).session == SESSION
+    assert not play(birth(seq=2, session=OTHER_SESSION), record=asked).doubted_ns  # the second one is there
+
+
+def test_a_birth_of_a_replaced_session_that_comes_again_revives_nobody():
+    ousted = play(birth(seq=3), birth(session=OTHER_SESSION), death(session=OTHER_SESSION))
+    assert play(birth(seq=3), birth(seq=1), death(), record=ousted) == ousted
+
+
+def test_who_is_online_and_silent_for_long_is_doubted_and_then_away():
+    record = play(birth())
+    assert presence.doubt_silent(record, NOW + 599 * SECOND, 0, 600 * SECOND) is record
+    doubted = presence.doubt_silent(record, NOW + 600 * SECOND, 0, 600 * SECOND)
+    assert (doubted.online, doubted.doubted_ns) == (True, NOW + 600 * SECOND)
+    assert presence.doubt_silent(doubted, NOW + 700 * SECOND, 0, 600 * SECOND) is doubted
+    assert not play(birth(seq=2), record=doubted).doubted_ns
+    assert not presence.settle(doubted, NOW + 700 * SECOND, 90 * SECOND).online
+
+
+def test_who_could_not_be_heard_is_not_silent_and_who_is_away_is_not_asked():
+    record, now = play(birth()), NOW + DAY
+    assert presence.doubt_silent(record, now, now - SECOND, 600 * SECOND) is record
+    gone = replace(record, online=False)
+    assert presence.doubt_silent(gone, now, 0, 600 * SECOND) is gone
 
 
 def test_a_death_is_all_that_is_known():
@@ -107,18 +160,30 @@ def test_nothing_new_is_the_same_record():
 
 
 @given(st.data())
-def test_a_replaced_session_never_changes_anything(data):
-    """Law: whatever of the older sessions is delivered late, again, or out of order."""
+def test_what_a_replaced_session_said_changes_nothing_when_it_comes_late_or_again(data):
+    """Law: whatever of the older sessions is delivered late, again, or out of order, but its highest birth was seen."""
     record = None
     for session in SESSIONS:
-        seqs = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
-        record = play(*(birth(seq=s, session=session) for s in seqs), record=record)
+        seqs = data.draw(st.lists(st.integers(1, 5), max_size=4))
+        record = play(*(birth(seq=s, session=session) for s in (*seqs, 5)), record=record)
+    record = data.draw(st.sampled_from([record, play(death(session=SESSIONS[-1]), record=record)]))
     late = st.sampled_from(SESSIONS[:-1]).flatmap(
         lambda s: st.one_of(
-            st.just(death(session=s)), st.integers(1, 9).map(lambda n: birth(seq=n, session=s))
+            st.just(death(session=s)), st.integers(1, 5).map(lambda n: birth(seq=n, session=s))
         )
     )
     assert play(*data.draw(st.lists(late, max_size=8)), record=record) == record
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), max_size=12), st.integers(0, 2))
+def test_whoever_answers_last_under_new_numbers_is_there(words, last):
+    """Law: however many machines spoke under one id before, the one that is left and is asked is believed."""
+    record = play(
+        birth(seq=1),
+        *(birth(seq=n, session=SESSIONS[k]) if n else death(session=SESSIONS[k]) for k, n in words),
+    )
+    record = play(*(birth(seq=n, session=SESSIONS[last]) for n in (10, 11, 12)), record=record)
+    assert (record.online, record.session, record.doubted_ns) == (True, SESSIONS[last], 0)
 
 
 @given(st.lists(st.one_of(st.just(0), st.integers(1, 6)), min_size=1, max_size=12))

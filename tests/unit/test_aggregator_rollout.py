@@ -1,6 +1,7 @@
 """The rollout's table, its thresholds, and its gates."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,9 +65,13 @@ def test_only_running_completes():
 
 
 def test_a_forbidden_step_says_what_is_allowed():
-    with pytest.raises(ContractError, match="is halted: cannot resume it, only nothing"):
+    with pytest.raises(
+        ContractError, match="is halted, so it cannot resume: devices were told already to run what"
+    ):
         rollout.resume(draft(state="halted"), "", NOW)
-    with pytest.raises(ContractError, match="is completed: cannot halt it, only roll_back"):
+    with pytest.raises(
+        ContractError, match="is completed, so it cannot halt: what is left to do is roll back"
+    ):
         rollout.end(draft(state="completed"), "halt", "")
 
 
@@ -152,7 +157,7 @@ def test_the_last_stage_can_only_be_finished():
 # ── gates ──────────────────────────────────────────────────────────────────────────────────────────────
 
 RUNNING = draft(state="running", stage=1, cap=2, threshold=EVERYONE, revision=3, stage_since_ns=NOW)
-GOOD = {"state": "committed", "serving": B, "rollout": "r1", "revision": 3}
+GOOD: dict[str, Any] = {"state": "committed", "serving": B, "rollout": "r1", "revision": 3}
 
 
 def judge(members, evidence=Evidence(), *, r=RUNNING, ready_for=None, now=NOW):  # noqa: B008
@@ -189,9 +194,31 @@ def test_a_stage_waits_for_commits_then_bakes_then_goes():
 
 
 def test_a_trial_is_no_commit_and_the_incumbent_is_none_either():
-    assert not gates.committed(device("d", state="trial", serving=B), RUNNING)
-    assert not gates.committed(device("d", state="committed", serving=A), RUNNING)
-    assert gates.committed(device("d", state="committed", serving=B), RUNNING)
+    assert not gates.committed(device("d", **{**GOOD, "state": "trial"}), RUNNING)
+    assert not gates.committed(device("d", **{**GOOD, "serving": A}), RUNNING)
+    assert gates.committed(device("d", **GOOD), RUNNING)
+
+
+def test_who_runs_the_candidate_for_another_reason_has_not_committed():
+    """A device that refuses this rollout's releases, because they are older than what it follows, runs it as well."""
+    assert not gates.committed(device("d", **{**GOOD, "rollout": "r0", "revision": 1011}), RUNNING)
+    assert not gates.committed(device("d", **{**GOOD, "revision": RUNNING.revision - 1}), RUNNING)
+    assert gates.committed(device("d", **{**GOOD, "revision": RUNNING.revision + 5}), RUNNING)
+
+
+def test_a_device_that_has_not_heard_of_the_next_stage_has_still_committed():
+    later = replace(RUNNING, stage=2, cap=rollout.NO_CAP)
+    assert rollout.release_of(later, FLEET, RUNNING.revision + 1).revision > later.revision
+    assert gates.committed(device("d", **GOOD), later)
+
+
+def test_a_stage_says_whom_it_waits_for():
+    late = [device(f"late-{i}", state="fetching") for i in range(5)]
+    away = device("away", online=False)
+    found = judge([*fleet(2, **GOOD), *late, away]).why
+    assert found == (
+        "2 of 7 devices committed; 7 are needed, so it waits for late-0, late-1, late-2 and 2 more"
+    )
 
 
 def test_devices_that_went_offline_do_not_hold_a_stage_up_for_ever():

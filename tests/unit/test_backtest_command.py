@@ -194,7 +194,124 @@ def test_rows_that_the_model_refuses_are_counted_and_do_not_stop_it(files, tmp_p
     found = json.loads(done.stdout)
     assert {window["refused"]["missing"] for window in found["windows"]} == {ROWS}
     assert {window["rows"] for window in found["windows"]} == {(DEVICES - 1) * ROWS}
-    assert "1200 rows are ones that the model refuses (missing 1200)" in done.stderr
+    assert (
+        "the model refuses 1200 rows (missing 1200); much is refused of pump-03 (1200 of 1200)" in done.stderr
+    )
+    table = run(files, "--window", "rows:100", rows=tmp_path / "gaps.parquet").stdout
+    assert re.search(r"^ window +from +devices +rows +refused +moved most", table, re.MULTILINE)
+    assert re.search(r"^ 11 +03-01 11:00 +20 +1900 +100 +heat 0\.\d\d", table, re.MULTILINE)
+
+
+def test_a_window_without_an_answered_row_has_figures_that_are_null(files, tmp_path):
+    rows = pd.read_parquet(files.rows)
+    rows.loc[rows.groupby("device").cumcount() // ROWS == 3, "load"] = np.nan
+    rows.to_parquet(tmp_path / "gaps.parquet", index=False)
+    page = tmp_path / "page.html"
+    done = run(files, "--window", "rows:100", "--json", "--report", page, rows=tmp_path / "gaps.parquet")
+    assert done.exit_code == 0, done.stderr
+    window = json.loads(done.stdout)["windows"][3]
+    assert (window["rows"], list(window["features"])) == (0, NAMES)
+    for figures in window["features"].values():
+        assert figures == dict.fromkeys(("psi", "ks", "chi2", "js", "wasserstein"))
+    assert page.read_text(encoding="utf-8").count("<svg") >= 2
+    assert run(files, "--window", "rows:100", rows=tmp_path / "gaps.parquet").exit_code == 0
+
+
+def test_without_a_reference_the_windows_that_were_learned_are_told(files, tmp_path):
+    page = tmp_path / "page.html"
+    done = run(files, "--window", "rows:100", "--json", "--report", page)
+    told = "windows 0 to 7 were learned as the devices' past; from 8 on windows were judged against it"
+    assert told in json.loads(done.stdout)["notes"]
+    assert "first windows (0 to 7, against which those from 8 on are judged)" in page.read_text(
+        encoding="utf-8"
+    )
+    config = tmp_path / "aggregator.toml"
+    config.write_text('fleet = "f"\n[drift]\nbaseline_looks = 5\n', encoding="utf-8")
+    done = run(files, "--window", "rows:100", "--json", "--config", config)
+    assert told.replace("7", "4").replace("8", "5") in json.loads(done.stdout)["notes"]
+
+
+def test_a_reference_of_other_devices_is_no_reference(files, tmp_path):
+    rows = pd.read_parquet(files.good)
+    rows["device"] = rows["device"].str.upper()
+    rows.to_parquet(tmp_path / "good.parquet", index=False)
+    done = run(files, "--window", "rows:100", "--json", "--reference", tmp_path / "good.parquet")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "none of its devices (PUMP-00, PUMP-01, PUMP-02 and 17 more) is in" in done.stderr
+
+
+def test_devices_may_be_numbers_in_one_file_and_text_in_the_other(files, tmp_path):
+    rows = pd.read_parquet(files.rows)
+    rows["device"] = rows["device"].str[5:].astype(int)
+    rows.to_parquet(tmp_path / "rows.parquet", index=False)
+    good = pd.read_parquet(files.good)
+    good["device"] = good["device"].str[5:].astype(int).astype(str)
+    good.to_parquet(tmp_path / "good.parquet", index=False)
+    done = run(
+        files, "--window", "rows:100", "--json", "--reference", tmp_path / "good.parquet",
+        rows=tmp_path / "rows.parquet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [alarm["feature"] for alarm in found["alarms"] if alarm["feature"]] == ["heat"]
+    assert not any("no history" in text for text in found["notes"])
+
+
+def test_a_reference_needs_no_labels(files, tmp_path):
+    pd.read_parquet(files.good).drop(columns="label").to_parquet(tmp_path / "good.parquet", index=False)
+    done = run(
+        files, "--window", "rows:100", "--labels", "label", "--json", "--reference", tmp_path / "good.parquet"
+    )
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert all(window["accuracy"] is not None for window in found["windows"])
+    assert any("good.parquet: has no column 'label', so" in text for text in found["notes"])
+
+
+@pytest.mark.parametrize("options", [["--json"], []], ids=["json", "table"])
+def test_an_answer_that_cannot_be_printed_is_an_error_in_one_line(files, options):
+    program = "import sys; from cli.app import app; app(sys.argv[1:])"
+    arguments = ["backtest", str(files.model), str(files.rows), *OPTIONS, "--window", "1h", *options]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()[-1] == "error: standard output cannot be written (No space left on device)"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_answer_is_printed_before_the_page_is_written(files, tmp_path):
+    page = tmp_path / "page.html"
+    page.symlink_to("/dev/full")
+    done = run(files, "--window", "1h", "--json", "--report", page)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["windows"]
+    assert (
+        done.stderr.splitlines()[-1] == f"error: --report {page}: cannot be written (No space left on device)"
+    )
+
+
+def test_one_row_makes_no_window_of_time_and_rows_are_suggested(files, tmp_path):
+    pd.read_parquet(files.rows).head(1).to_parquet(tmp_path / "rows.parquet", index=False)
+    done = run(files, "--window", "1h", rows=tmp_path / "rows.parquet")
+    assert done.exit_code == 2
+    assert (
+        "stays open until the model has answered 30 rows of the device (the most, 1 row, has" in done.stderr
+    )
+    assert "take --window rows:N with N of at most 1" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["backtest", "drift"])
+def test_the_help_names_the_section(command):
+    done = RUN.invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert re.search(r"TOML file, for its \[drift\] section", done.stdout)
 
 
 def test_few_devices_are_judged_alone_and_that_is_said(files, tmp_path):
@@ -216,6 +333,9 @@ def test_the_drift_section_of_a_configuration_counts(files, tmp_path, replayed):
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["notes"] != json.loads(replayed.stdout)["notes"]
     assert any("200" in text for text in json.loads(done.stdout)["notes"])
+    config.write_text("[drift]\nmin_devices = 200\nmax_devices = 200\n", encoding="utf-8")  # and nothing else
+    alone = run(files, "--window", "rows:100", "--reference", files.good, "--config", config, "--json")
+    assert json.loads(alone.stdout) == json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +345,11 @@ def test_the_drift_section_of_a_configuration_counts(files, tmp_path, replayed):
         (["--window", "rows:5000"], 2, "no device has rows enough for one window of rows:5000"),
         (["--window", "1h", "--labels", "truth"], 2, "no column 'truth' for --labels"),
         (["--window", "1h", "--report", "/no/such/folder/x.html"], 2, "there is no folder"),
+        (
+            ["--window", "1h", "--report", "/tmp"],
+            2,
+            "--report /tmp: is a folder; give the name of a file in it",
+        ),
         (["--window", "1h", "--reference", "none.parquet"], 1, "none.parquet: cannot be read"),
         (["--window", "1h", "--config", "none.toml"], 2, "none.toml: cannot be read"),
     ],

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from aggregator.core import slicing
 from aggregator.looks import Reading
-from cli.backtest.replay import EveryPeriod, EveryRows, parse_window, replay, replay_devices
+from cli.backtest.replay import EveryPeriod, EveryRows, Span, parse_window, replay, replay_devices
 from cli.backtest.table import OTHER_LABEL, UNLABELLED, Table, _add_refused, _codes
 from edge_runtime.contract.errors import ConfigError, InputError
 from edge_runtime.contract.ids import DeviceId
@@ -54,7 +55,7 @@ def table_of(tiny: Tiny, raw, times_ns, devices=None, truth=None) -> Table:
     for j, feature in enumerate(features):
         column = [row[j] for row in raw]
         if feature.kind == "category":
-            values[j], bad = _codes(pa.array(column), schema, j, ())
+            values[j], bad = _codes(pa.array(column), schema, j, (), feature.name)
             _add_refused(refused, bad)
         else:
             values[j] = column
@@ -99,7 +100,7 @@ class Device:
     """One device row by row: the runtime that applications call, and the daemon's way with windows."""
 
     def __init__(self, tiny: Tiny) -> None:
-        self.runtime = Runtime(tiny.artifact)
+        self.tiny, self.runtime = tiny, Runtime(tiny.artifact)
         self.windows: list[Reading] = []
 
     def feed(self, row, truth=UNLABELLED):
@@ -124,13 +125,28 @@ class Device:
             )
         )
 
+    def prime(self, raw):
+        """The row after the first stands in for the one before it: of two answered rows, the second comes first."""
+        answered = 0
+        for row in raw:
+            with suppress(InputError):
+                self.runtime.predict(row)
+                answered += 1
+            if answered == 2:
+                break
+        self.runtime.take_window()
+        if answered < 2:
+            self.runtime = Runtime(self.tiny.artifact)
+
     def run_by_rows(self, raw, times_ns, n, truth):
+        self.prime(raw)
         for i, row in enumerate(raw[: len(raw) // n * n]):
             self.feed(row, truth[i])
             if (i + 1) % n == 0:
                 self.take(times_ns[i + 1 - n], times_ns[i])
 
     def run_by_period(self, raw, times_ns, policy):
+        self.prime(raw)
         opened = open_window(policy, wall_ns=times_ns[0], mono_ns=times_ns[0], synced=True)
         for row, now_ns in zip(raw, times_ns, strict=True):
             if opened.due_mono_ns <= now_ns:
@@ -195,6 +211,8 @@ def test_however_a_stream_is_cut_its_counts_are_the_same(sizes, seed):
     assert labels is not None
     spec = tiny.reference.spec
     binner = Binner(spec, probabilities=True)
+    binner.observe(rows[1:2], labels[1:2], scores[1:2])  # stands in for the row before the first
+    binner.take()
     binner.observe(rows, labels, scores)
     whole = binner.take()
     times = START + np.arange(len(rows)) * SECOND
@@ -305,6 +323,51 @@ def test_two_devices_of_very_different_pace_follow_the_longer_one():
     found = fleet([4, 40])
     assert sum(r.windows for part in found.slices for r in part.readings) == 44
     assert len(found.slices) == 40
+
+
+def test_a_device_of_much_refused_rows_is_named_and_so_is_one_without_a_window():
+    tiny = classifier()
+    names = [name for name, n in (("dead", 20), ("fine", 20), ("new", 4)) for _ in range(n)]
+    raw = np.random.default_rng(1).normal(size=(len(names), 3))
+    raw[5:20, 1] = np.nan  # of the dead device
+    raw[20, 1] = np.nan
+    found = replay(
+        Engine(tiny.artifact), table_of(tiny, raw, START + np.arange(44) * SECOND, names), EveryRows(10)
+    )
+    assert found.notes == (
+        "4 rows at the end of devices' streams left out: too few for another window",
+        "without a window, and so not judged: 1 of 3 devices (new with 4 rows)",
+        "the model refuses 16 rows (missing 16); much is refused of dead (15 of 20)",
+    )
+    assert found.spans[DeviceId("new")] == Span(
+        rows=4, first_ns=START + 40 * SECOND, last_ns=START + 43 * SECOND
+    )
+
+
+def test_one_row_is_not_ones():
+    tiny = classifier()
+    raw = np.random.default_rng(1).normal(size=(21, 3))
+    raw[3, 1] = np.nan
+    found = replay(Engine(tiny.artifact), table_of(tiny, raw, START + np.arange(21) * SECOND), EveryRows(10))
+    assert found.notes == (
+        "1 row at the end of devices' streams left out: too few for another window",
+        "the model refuses 1 row (missing 1)",
+    )
+
+
+@pytest.mark.parametrize("window", ["rows:10", "rows:1", "30s"])
+def test_what_never_changes_repeats_as_much_in_the_first_window_as_in_any(window):
+    tiny = classifier()
+    raw = np.random.default_rng(1).normal(size=(90, 3))
+    raw[:, 1] = 1.0
+    found = replay(
+        Engine(tiny.artifact), table_of(tiny, raw, START + np.arange(90) * SECOND), parse_window(window)
+    )
+    repeats = tiny.reference.spec.offsets[1:4] - 1
+    for one in found.slices:
+        (seen,) = one.readings
+        assert [seen.profile.counts[at] for at in repeats] == [0, seen.profile.rows, 0]
+    assert found.rows == 90
 
 
 def test_a_tail_is_left_out_and_counted():

@@ -4,6 +4,7 @@ import gzip
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -138,6 +139,61 @@ def test_the_truth_of_models_without_one_label_is_not_used(tmp_path, tiny):
     assert "not used" in found.notes[-1]
 
 
+def test_labels_may_lack_where_they_are_not_needed(tmp_path):
+    found = read_table(parquet(tmp_path), MANIFEST, LABELLED, truth_needed=False)
+    assert found.truth is None
+    assert "has no column 'truth'" in found.notes[0]
+    with pytest.raises(ConfigError, match="no column 'truth' for --labels"):
+        read_table(parquet(tmp_path), MANIFEST, LABELLED)
+
+
+UUIDS = ("00000000-0000-0000-0000-000000000007", "12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (pa.array([b"p1", b"p0", b"p1"]), ("p0", "p1")),
+        (pa.array([b"p1", b"p0", b"p1"], pa.large_binary()), ("p0", "p1")),
+        (pa.array([b"p1", b"p0", b"p1"], pa.binary(2)), ("p0", "p1")),
+        (pa.array([b"p1", b"p0", b"p1"]).dictionary_encode(), ("p0", "p1")),
+        (pa.array(["p1", "p0", "p1"], pa.string_view()), ("p0", "p1")),
+        (pa.array([UUID(text).bytes for text in (UUIDS[1], *UUIDS)], pa.uuid()), UUIDS),
+        (pa.array([7, 12, 7]), ("12", "7")),
+    ],
+)
+def test_devices_are_named_by_text_however_it_is_stored(tmp_path, values, names):
+    found = read_table(parquet(tmp_path, device=values), MANIFEST, COLUMNS)
+    assert found.devices == names
+
+
+def test_categories_and_labels_may_be_stored_as_bytes(tmp_path):
+    path = parquet(tmp_path, colour=[b"red", b"01", b"pink"], size=[1, 2, 1])
+    found = read_table(path, CATEGORIES, COLUMNS)
+    np.testing.assert_array_equal(found.values[0], [0, 2, np.nan])
+    labels = read_table(parquet(tmp_path, truth=[b"low", None, b"high"]), MANIFEST, LABELLED)
+    assert labels.truth is not None
+    assert labels.truth.tolist() == [0, UNLABELLED, 2]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "column", "values", "message"),
+    [
+        (MANIFEST, "device", [["a"], ["b"], ["c"]], "holds list<.*; names, categories and labels are text"),
+        (MANIFEST, "device", [{"id": 1}] * 3, "holds struct<.*; names, categories and labels are text"),
+        (MANIFEST, "device", [b"a", b"\xff\xfe", b"c"], "holds binary that is not UTF-8 text"),
+        (MANIFEST, "truth", [["low"], None, None], "holds list<"),
+        (CATEGORIES, "colour", [["red"], None, None], "holds list<"),
+    ],
+)
+def test_a_column_of_what_names_nothing_is_named_with_its_type(tmp_path, manifest, column, values, message):
+    path = parquet(
+        tmp_path, **({"truth": [None] * 3, "size": [1, 2, 1], "colour": ["red"] * 3} | {column: values})
+    )
+    with pytest.raises(InputError, match=rf"rows\.parquet: column '{column}': {message}"):
+        read_table(path, manifest, LABELLED if manifest is MANIFEST else COLUMNS)
+
+
 def test_extra_columns_are_not_even_read(tmp_path):
     path = parquet(tmp_path, other=[object.__name__] * 3, more=[1, 2, 3])
     found = read_table(path, MANIFEST, COLUMNS)
@@ -164,12 +220,24 @@ BASE = NOON_NS // SECOND
         (pa.array([BASE * 10**6 + 7]), NOON_NS + 7_000, "taken as microseconds"),
         (pa.array([NOON_NS + 7]), NOON_NS + 7, "taken as nanoseconds"),
         (pa.array([0]), 0, "taken as seconds"),
+        (pa.array([f"{BASE}.125"]), NOON_NS + SECOND // 8, "taken as seconds"),
+        (pa.array([str(NOON_NS + 7)]), NOON_NS + 7, "taken as nanoseconds"),
+        (pa.array(["1701010112345"]), 1_701_010_112_345_000_000, "taken as milliseconds"),
+        (pa.array(["20260301"]), NOON_NS - 43_200 * SECOND, "no time zone"),
+        (pa.array(["2026-03-01T12:00:00Z"], pa.string_view()), NOON_NS, ""),
     ],
 )
 def test_times_of_every_kind(tmp_path, times, first_ns, note):
     found = read_table(parquet(tmp_path, n=1, time=times), MANIFEST, COLUMNS)
     assert found.times_ns.tolist() == [first_ns]
     assert [note in text for text in found.notes] == ([True] if note else [])
+
+
+def test_a_few_times_that_look_like_another_unit_are_noted(tmp_path):
+    times = [BASE * 1000, BASE * 1000 + 1000, 5]  # the last one's clock was not set
+    found = read_table(parquet(tmp_path, time=times), MANIFEST, COLUMNS)
+    assert found.times_ns.tolist() == [NOON_NS, NOON_NS + SECOND, 5_000_000]
+    assert "taken as milliseconds since 1970, though 1 of 3 rows (the first is row 3: 5)" in found.notes[0]
 
 
 def test_texts_of_both_kinds_may_be_mixed(tmp_path):
@@ -187,6 +255,10 @@ def test_texts_of_both_kinds_may_be_mixed(tmp_path):
         ([1.0, -5.0, 2.0], r"row 2: -5\.0 is before 1970"),
         (pa.array([0, 1, 1 << 62], pa.timestamp("us")), "row 3: .* beyond the years"),
         ([1e30, 1.0, 1.0], "row 1: .* beyond the years"),
+        (
+            [BASE, BASE * 1000, BASE + 1],
+            rf"row 2: {BASE * 1000} is a time in milliseconds, but 2 of 3 rows look like seconds \(row 1: {BASE}\)",
+        ),
         (pa.array([1, 2, 3], pa.time32("ms")), r"holds time32\[ms\], which is no time"),
     ],
 )
@@ -252,7 +324,12 @@ def test_labels_of_another_model(tmp_path):
     [
         ("rows.csv", "", "is empty"),
         ("rows.csv", "device,time,a,b,c\n", "has no rows"),
-        ("rows.csv", "device,time,a,b,c\nx,1,2\n", "is not a UTF-8 CSV file .*Expected 5 columns, got 3"),
+        ("rows.csv", "device,time,a,b,c\nx,1,2\n", "row 1: has 3 values where the header names 5 columns"),
+        (
+            "rows.csv",
+            "device,time,a,b,c\n" + "x,1,2,3,4\n" * 4 + "x,1,2,3,4,5\n" + "x,1,2,3,4\n" * 4,
+            r"row 5: has 6 values where the header names 5 columns \(x,1,2,3,4,5\)",
+        ),
         ("rows.csv", "device,time,a,a,b,c\nx,1,2,3,4,5\n", "two columns 'a'"),
         (
             "rows.csv",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aggregator.config import DriftConfig
 from aggregator.core.book import Book
+from aggregator.core.findings import is_broken
 from aggregator.looks import Finding, Trace
 from edge_runtime.contract.ids import DeviceId
 
@@ -91,6 +92,61 @@ def test_sensors_add_up_and_become_the_fleets_when_there_are_many():
     book.advance(2, [SURE])
     (alarm,) = book.open
     assert (alarm.kind, alarm.devices, alarm.why, alarm.opened_window) == ("drift", DEVICES, "a moved", 0)
+
+
+def test_the_sentence_is_of_the_devices_that_it_names():
+    book = Book(CONFIG)
+    book.advance(0, [SENSOR])
+    book.advance(1, [replace(SENSOR, devices=DEVICES[2:3], why="d2 is odd", evidence=(("u", 9.0),))])
+    (alarm,) = book.open
+    assert (alarm.devices, alarm.why) == ((DEVICES[0], DEVICES[2]), "d2 is odd; earlier d0")
+    assert alarm.evidence == (("u", 9.0),)
+
+
+def test_an_open_incident_tells_what_the_newest_look_says_and_is_opened_once():
+    book = Book(CONFIG)
+    newer = replace(SURE, devices=DEVICES[:4], why="a moved more", evidence=(("p", 1e-9),), grave=True)
+    assert follow(replace(SURE, devices=DEVICES[:3]), newer, CLOSE, CALM, newer, book=book) == "o...."
+    (alarm,) = book.open
+    assert (alarm.devices, alarm.why, alarm.evidence) == (DEVICES[:4], "a moved more", (("p", 1e-9),))
+    assert (alarm.opened_window, alarm.severity) == (0, "page")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SENSOR, why="d0 is odd"),
+        replace(UNSURE, why="a is not as in training"),
+        replace(SURE, kind="quality", why="a: missing values", evidence=(("fault", "missing values"),)),
+    ],
+    ids=lambda finding: finding.kind,
+)
+def test_what_another_test_says_does_not_speak_for_an_open_incident(other):
+    book = Book(CONFIG)
+    book.advance(0, [SURE])
+    book.advance(1, [replace(other, devices=DEVICES[:1])])
+    (alarm,) = book.open
+    assert (alarm.kind, alarm.devices, alarm.why) == ("drift", DEVICES, "a moved")
+
+
+def test_whom_a_movement_of_the_answers_concerns_stays_what_it_was():
+    book = Book(CONFIG)
+    book.advance(0, [EFFECT])
+    (before,) = book.open
+    book.advance(1, [replace(EFFECT, devices=DEVICES[:1], why="less")])
+    assert book.open == (before,)
+
+
+def test_new_categories_on_top_of_lost_values_do_not_make_a_better_model_likelier():
+    book = Book(CONFIG)
+    lost = replace(SURE, kind="quality", why="lost", evidence=(("fault", "missing values"),))
+    book.advance(0, [lost])
+    book.advance(
+        1, [replace(lost, why="new", devices=DEVICES[:2], evidence=(("fault", "unseen categories"),))]
+    )
+    (alarm,) = book.open
+    assert (alarm.why, alarm.devices) == ("lost", DEVICES[:2])
+    assert is_broken(alarm)
 
 
 def test_what_sensors_did_is_no_persistence_of_the_fleet():

@@ -107,7 +107,7 @@ def test_a_device_in_order_has_no_complaint(configured, monkeypatch):
 
     with FakeBroker(lambda wire: None) as broker:
         config = configured(broker=f"port = {broker.port}")
-        findings = check.check(config, machine=machine(), connect=connect)
+        findings = check.check(config, machine=machine(), connect=connect, read=lambda *_: True)
         assert all_good(findings), findings
         assert asked == [(broker.port, "5", "dev-1")]
     assert not list(config.state_dir.iterdir()), "it left something behind"
@@ -533,12 +533,27 @@ def test_an_older_broker_is_told_by_the_version_it_takes(configured):
 
     with FakeBroker(lambda wire: None) as broker:
         config = configured(broker=f"port = {broker.port}")
-        found = only(broker_check.check_fleet_broker(config, connect), Level.OK)
+        found = only(broker_check.check_fleet_broker(config, connect, lambda *_: True), Level.OK)
         assert "MQTT 3.1.1, without TLS" in found.what
         config = configured(broker=f'port = {broker.port}\nprotocol = "5"')
         assert (
             "MQTT 5: unsupported" in only(broker_check.check_fleet_broker(config, connect), Level.ERROR).what
         )
+
+
+def test_a_broker_that_shows_nothing_of_the_fleet(configured):
+    asked = []
+
+    def read(broker, client_id, topics, _):
+        asked.append((client_id, topics))
+        return False
+
+    with FakeBroker(lambda wire: None) as broker:
+        config = configured(broker=f"port = {broker.port}")
+        found = only(broker_check.check_fleet_broker(config, lambda *_: "", read), Level.WARNING)
+    assert asked == [("dev-1", ("skiff/1/fleet/tuf/1z", "skiff/1/fleet/tuf/1"))]
+    assert "access rules deny dev-1 everything" in found.what
+    assert "skiff broker-config" in found.remedy
 
 
 def test_a_daemon_that_runs_keeps_its_connection(configured):

@@ -323,6 +323,12 @@ def test_everything_that_convert_takes_reaches_the_artifact(folder):
     first, second = (read_info((folder / name).read_bytes()) for name in ("first.onnx", "model.onnx"))
     assert (second.manifest.name, second.manifest.version) == ("watch", "2")
     assert (second.manifest.budgets.predict_p99_ns, second.manifest.budgets.rss_bytes) == (50_000, 90_000_000)
+    assert json.loads(skiff("inspect", "model.onnx", "--json").stdout)["budgets"] == {
+        "predict_p99_us": 50.0,
+        "rss_mb": 90.0,
+    }
+    assert "budgets        predict_p99_us 50.0, rss_mb 90.0" in skiff("inspect", "model.onnx").stdout
+    assert json.loads(skiff("inspect", "first.onnx", "--json").stdout)["budgets"] == {}
     assert second.manifest.input_dtype == told["input_dtype"] == "float64"
     assert [name for name, _ in second.reference.groups] == ["ann", "bob"]
     assert second.manifest.layout == first.manifest.layout == told["layout"]

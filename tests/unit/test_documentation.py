@@ -27,6 +27,8 @@ PAGES = (
     "docs/explanation/how-it-decides.md",
     "docs/explanation/real-data.md",
     "docs/explanation/speed.md",
+    "docs/reference/aggregator.md",
+    "docs/reference/training.md",
 )
 
 

@@ -430,6 +430,11 @@ def test_a_golden_row_is_asked_again(monkeypatch):
     monkeypatch.setattr(Engine, "run", lambda *_: ((wanted[0] + 1) % 3, wanted[1]))
     assert "1 of 1 golden rows are answered differently here" in engine.golden_problem()
     monkeypatch.undo()
+    for error, wrong in ((5e-6, False), (2e-5, True)):
+        scores = golden.scores[0] + error  # of probabilities, which are below 1
+        monkeypatch.setattr(Engine, "run", lambda *_, scores=scores: (wanted[0], scores[None]))
+        assert bool(engine.golden_problem()) is wrong, error
+    monkeypatch.undo()
     engine.close()
     assert "the engine is closed" in engine.golden_problem()
 

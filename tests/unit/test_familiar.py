@@ -66,8 +66,7 @@ def test_units_weigh_the_same_however_many_rows_they_have():
 
 def test_nothing_moved_is_zero_everywhere():
     for found in read([cells(10, 20, 30, 40)], [cells(1, 2, 3, 4)]):
-        assert found.chi2 == pytest.approx(0.0, abs=2e-3)  # empty cells count as SHARE_FLOOR
-        figures = (found.psi, found.ks, found.js, found.wasserstein_sd, found.mean_shift_sd)
+        figures = (found.psi, found.chi2, found.ks, found.js, found.wasserstein_sd, found.mean_shift_sd)
         np.testing.assert_allclose(figures, 0.0, atol=1e-12)
         assert found.sd_ratio == pytest.approx(1.0)
 
@@ -100,3 +99,38 @@ def test_figures_of_one_column_do_not_leak_into_the_next():
     moved = read([cells(10, 20, 30, 40)], [cells(40, 30, 20, 10)])
     assert moved[1:] == calm[1:]
     assert len(moved) == 3
+
+
+@pytest.mark.parametrize("times", [1, 10_000])
+def test_chi_square_of_the_same_shares_is_nothing_however_many_rows_there_are(times):
+    found = read([cells(0, 20, 0, 40)], [cells(0, 20 * times, 0, 40 * times)])
+    assert [one.chi2 for one in found] == pytest.approx([0.0] * 3, abs=1e-9)
+
+
+def test_rows_in_a_cell_that_was_empty_count_against_the_floor():
+    found = read([cells(0, 0, 0, 100)], [cells(10, 0, 0, 90)])[0]
+    assert found.chi2 == pytest.approx((10 - 0.01) ** 2 / 0.01 + 1.0)
+
+
+NOTHING = cells(0, 0, 0, 0, missing=10)
+
+
+@pytest.mark.parametrize(
+    "sides", [([cells(10, 20, 30, 40)], [NOTHING]), ([NOTHING], [cells(40, 30, 20, 10)])]
+)
+def test_figures_of_a_column_without_a_value_are_none_and_no_other_columns_are(sides):
+    found, *others = read(*sides)
+    figures = (found.psi, found.ks, found.chi2, found.js, found.wasserstein_sd, found.mean_shift_sd)
+    assert np.isnan([*figures, found.sd_ratio, found.cut, *found.below]).all()
+    assert sorted(found.missing) == [0.0, 1.0]
+    calm = read([cells(10, 20, 30, 40)], [cells(10, 20, 30, 40)])[1:]
+    assert [(o.psi, o.ks, o.cut, o.below) for o in others] == [(o.psi, o.ks, o.cut, o.below) for o in calm]
+
+
+def test_a_share_is_never_less_than_nothing():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        before = rng.integers(1, 1000, 4)
+        found = read([cells(*before)], [cells(0, 0, *rng.integers(1, 1000, 2))])[0]
+        assert 0.0 <= found.below[1] <= 1.0
+        assert math.copysign(1.0, found.below[1]) == 1.0

@@ -130,6 +130,12 @@ def test_when_no_way_works_each_says_why(slots, clock):
     assert not slots.staging(TARGET.digest).exists()
 
 
+def test_wrong_bytes_are_told_from_none_also_where_another_way_is_closed(slots, clock):
+    with pytest.raises(Refusal) as e:
+        bring(slots, Way("first", b"x" * len(DATA)), Way("second", until_byte=0))
+    assert (e.value.retry, e.value.digest, e.value.stage) == (True, None, "verify")
+
+
 def test_a_way_that_cannot_bring_it_is_not_asked(slots, clock):
     small, large = Way("small", problem="too large"), Way("large")
     assert bring(slots, small, large) == DATA

@@ -16,6 +16,7 @@ from edge_runtime.core.budget import (
     EndTrial,
     GiveUp,
     Guard,
+    Lighten,
     LimitKept,
     LimitPassed,
     Limits,
@@ -114,11 +115,44 @@ def test_batches_without_a_limit_get_one_and_lose_it_again():
 
 def test_a_trial_is_rolled_back_and_rows_are_shed_only_if_that_did_not_help():
     watched = Watched(replace(LIMITS, on_hard="roll_back"))
-    decisions = watched(121.0, on_trial=True)
-    assert done(decisions) == [EndTrial("RSS of 121.0 MB is above the hard limit of 120.0 MB")]
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+    assert watched(122.0, on_trial=True) == [EndTrial("RSS of 122.0 MB is above the hard limit of 120.0 MB")]
     assert watched(125.0, on_trial=True) == []
     assert watched(125.0, on_trial=True, after_ns=STEP_NS) == [Shed(on=True)]  # a trial is not ended twice
     assert done(watched(90.0)) == [Shed(on=False)]
+
+
+@pytest.mark.parametrize("action", ["shed", "smaller_batch", "roll_back"])
+def test_whatever_the_action_a_trial_ends_before_rows_suffer(action):
+    """Else a candidate that leaks is never judged: rows that are shed give no sample."""
+    watched = Watched(replace(LIMITS, on_hard=action), max_batch=4)
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+    assert watched(121.0, on_trial=True) == [EndTrial("RSS of 121.0 MB is above the hard limit of 120.0 MB")]
+    after = watched(121.0, after_ns=STEP_NS)
+    assert after == [SetBatch(2)] if action == "smaller_batch" else [Shed(on=True)]
+
+
+def test_a_trial_that_only_its_comparison_made_large_goes_on():
+    watched = Watched(replace(LIMITS, on_hard="shed"))
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+    assert done(watched(90.0, on_trial=True)) == []
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+
+
+def test_a_trial_that_ends_by_itself_meanwhile_leaves_the_usual_action():
+    watched = Watched(replace(LIMITS, on_hard="shed"))
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+    assert watched(121.0) == [Shed(on=True)]
+
+
+def test_a_candidate_does_not_answer_for_a_limit_that_was_passed_before_its_trial():
+    watched = Watched(replace(LIMITS, on_hard="shed"))
+    assert done(watched(121.0)) == [Shed(on=True)]
+    assert watched(121.0, on_trial=True, after_ns=STEP_NS) == []
+
+
+def test_a_limit_that_is_only_reported_ends_no_trial():
+    assert done(Watched(replace(LIMITS, on_hard="report"))(121.0, on_trial=True)) == []
 
 
 def test_without_a_trial_to_roll_back_rows_are_shed():

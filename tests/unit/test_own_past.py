@@ -30,7 +30,12 @@ def seen(*faults, **options):
     [
         (Fault("mean", 0.7, start=START, columns=(5,)), "drift", "f5 moved up by 0.7"),
         (Fault("mean", -0.7, start=START, columns=(5,)), "drift", "f5 moved down by 0."),
-        (Fault("scale", 1.6, start=START, columns=(5,)), "drift", "f5 spreads wider than before"),
+        (
+            Fault("scale", 1.6, start=START, columns=(5,)),
+            "drift",
+            "f5 spreads at least 1.5 times as wide as before",
+        ),
+        (Fault("scale", 0.5, start=START, columns=(5,)), "drift", "f5 spreads 0.4"),
         (Fault("missing", 0.1, start=START, columns=(5,)), "quality", "f5: missing values went from 0 % to "),
         (Fault("stuck", 0.2, start=START, columns=(5,)), "quality", "f5: repeated values went from 0 % to "),
     ],
@@ -53,6 +58,33 @@ def test_unseen_categories_are_quality_and_a_moved_category_is_named():
     assert "f5: unseen categories went from 0 % to 1" in alarm.why
 
 
+@pytest.mark.parametrize(("devices", "given"), [(40, True), (40, False), (4, True)], ids=str)
+def test_categories_that_are_all_new_are_told_of_as_such_not_as_the_ones_that_are_gone(devices, given):
+    options = {"traits": Traits(shapes=("category",)), "rows": 200, "devices": devices}
+    if not given:
+        options |= {"reference_windows": 0, "windows": 22}
+    start = START if given else 16
+    (alarm,) = [a for a in seen(Fault("unseen", 1.0, start=start, columns=(5,)), **options) if a.feature]
+    assert (alarm.kind, alarm.feature) == ("quality", "f5")
+    assert "f5: unseen categories went from 0 % to 100 %" in alarm.why
+    assert dict(alarm.evidence)["fault"] == "unseen categories"
+
+
+def test_a_sensor_whose_categories_are_all_new_is_told_of_as_such():
+    options = {"traits": Traits(shapes=("category",)), "rows": 200}
+    (alarm,) = seen(Fault("unseen", 1.0, start=START, columns=(5,), devices=(3,)), **options)
+    assert (alarm.kind, alarm.feature, alarm.devices) == ("sensor", "f5", ("device-0003",))
+    assert "f5: unseen categories went from 0 % to 100 %" in alarm.why
+
+
+def test_a_column_without_a_value_has_no_figures_to_show():
+    (alarm,) = [a for a in seen(Fault("missing", 1.0, start=START, columns=(5,))) if a.feature]
+    assert "f5: missing values went from 0 % to 100 %" in alarm.why
+    evidence = dict(alarm.evidence)
+    assert {"p", "z", "from", "to", "fault"} == evidence.keys()
+    assert alarm.severity == "ticket"
+
+
 def test_what_moves_the_answers_is_a_prediction_that_pages():
     alarms = seen(Fault("mean", 1.5, start=START, columns=(0,)))
     assert {(a.kind, a.feature, a.severity) for a in alarms} >= {
@@ -66,6 +98,29 @@ def test_half_of_the_fleet_moves_the_fleet():
     assert told(alarms) == [("drift", "f5", "fleet", START)]
     moved = {index_of(d) for d in alarms[0].devices}
     assert set(range(20, 40)) <= moved
+
+
+def test_devices_that_did_not_move_are_hardly_named():
+    named, wrong, missed = 0, 0, 0
+    for seed in range(10):
+        alarms = seen(Fault("mean", 0.8, start=START, columns=(5,), share=0.5), seed=seed)
+        for found in ({index_of(d) for d in a.devices} for a in alarms if a.feature == "f5"):
+            named += len(found)
+            wrong += len(found - set(range(20, 40)))
+            missed += len(set(range(20, 40)) - found)
+    assert named >= 180
+    assert wrong <= 0.03 * named
+    assert missed <= 0.03 * named
+
+
+def test_an_open_incident_names_those_that_moved_since():
+    """A shift that grows is first seen in some of the devices that it is in."""
+    alarms = seen(Fault("mean", 1.0, start=START, columns=(5,), ramp=8), windows=14)
+    (alarm,) = [a for a in alarms if a.feature == "f5"]
+    assert alarm.opened_window < 10
+    assert len(alarm.devices) == 40
+    assert "in 40 of 40 devices" in alarm.why
+    assert float(alarm.why.split("up by ")[1].split()[0]) > 0.9
 
 
 # ── devices ────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,6 +145,15 @@ def test_broken_sensors_are_named_exactly_and_raise_no_alarm_of_the_fleet(fault,
     assert [index_of(d) for d in alarm.devices] == list(broken)
     assert "f5" in alarm.why
     assert f"device-{broken[0]:04d}" in alarm.why
+
+
+def test_the_device_whose_figures_are_told_is_named_first():
+    weak = Fault("offset", 2.0, start=START, columns=(5,), devices=(3,))
+    strong = replace(weak, size=4.0, devices=(17,))
+    (alarm,) = seen(weak, strong)
+    assert [index_of(d) for d in alarm.devices] == [3, 17]
+    assert alarm.why.startswith("device-0017 most: f5: ")
+    assert alarm.why.endswith("; also device-0003")
 
 
 def test_an_honest_fleet_names_nobody():

@@ -19,9 +19,10 @@ from aggregator.adapters.ledger import Ledger
 from aggregator.config import load as load_aggregator
 from aggregator.records import Track
 from cli.app import app
+from cli.digests import digest_among
 from edge_runtime.check import certificate
 from edge_runtime.config import load
-from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.contract.ids import Digest
 from edge_runtime.contract.messages import TrustBundle
 from edge_runtime.truststore import TrustStore
@@ -335,6 +336,37 @@ def test_revoke_names_the_models_and_devices_refuse_them(repository, root):
     assert "is not a SHA-256 digest" in run("revoke", root, "toy", code=2).stderr
 
 
+def test_what_tables_show_of_a_digest_is_enough(repository, root, monkeypatch):
+    digest = repository.add(put(root.parent, artifact()), role="targets").digest
+    assert f"{digest}  toy 1.0" in run("revoke", root, digest[:8], "--dry-run").stderr
+    assert "is not a SHA-256 digest" in run("revoke", root, digest[:7], code=2).stderr
+    assert "no published model's digest begins so" in run("retire", root, "f" * 12, code=2).stderr
+    known = [digest, digest[:12] + "0" * 52]
+    with pytest.raises(ConfigError, match="begins the digests of 2 models"):
+        digest_among(known, digest[:12])
+    assert digest_among(known, digest) == digest
+    assert run("retire", root, digest[:12]).exit_code == 0
+    assert repository.published() == ()
+
+
+def test_what_has_expired_is_marked_and_refreshing_warns_of_what_it_does_not_renew(root):
+    start = datetime.now(UTC) - timedelta(days=400)
+    Repository.create(root, clock=lambda: start)
+    assert all(" expired 20" in line for line in run("show", root).stdout.splitlines()[:-1])
+    states = {
+        role["role"]: role["expired"] for role in json.loads(run("show", root, "--json").stdout)["roles"]
+    }
+    assert states == {"root": True, "targets": True, "timestamp": True, "snapshot": True, "director": False}
+    told = run("refresh", root).stderr
+    assert f"root expired on {start + timedelta(days=365):%Y-%m-%d}" in told
+    assert "targets expired on" in told
+    assert "timestamp expired" not in told
+    assert "skiff pki renew" in told
+    run("renew", root)
+    assert "expired on" not in run("refresh", root).stderr
+    assert "expired 20" not in run("show", root).stdout
+
+
 def test_retire_says_what_it_takes_away_and_from_whom_it_does_not(repository, root, tmp_path):
     path = put(tmp_path, artifact())
     digest = repository.add(path, role="targets").digest
@@ -378,8 +410,14 @@ def test_init_makes_opens_and_allows_and_the_old_form_says_what_to_do(root):
     before = contents(root)
     run("init", root)
     assert contents(root) == before
-    run("init", root, "--auto", MODEL)
+    done = run("init", root, "--auto", MODEL)
+    assert f"the builder key alone may publish models of {MODEL} from now on" in done.stdout
+    assert f"skiff publish --repository {root}" in done.stderr
     assert Repository(root).auto_models == (MODEL,)
+    assert "from now on" not in run("init", root, "--auto", MODEL).output
+    fresh = run("init", root.parent / "fresh", "--auto", MODEL)
+    assert "from now on" in fresh.stdout
+    assert "skiff publish" not in fresh.stderr
     done = run(root, code=2)
     assert "skiff pki init" in done.stderr
     assert "no repository here" in run("show", root.parent / "nowhere", code=1).stderr
@@ -488,6 +526,19 @@ def test_the_list_of_devices_and_what_revoking_tells_the_operator_to_do(ca, tmp_
     assert rows[1]["serial"] in lines[1]
 
 
+def test_enrolling_what_was_revoked_says_that_the_broker_has_to_learn_of_it(ca, tmp_path):
+    for words in (["device", ca, "pump-17"], ["service", ca, "observer"]):
+        name = "pump-17" if words[0] == "device" else "skiff-observer"
+        assert "was revoked" not in run(*words, "--out", tmp_path / f"{name}-1").stderr
+        run("revoke-device", ca, name)
+        again = run(*words, "--out", tmp_path / f"{name}-2").stderr
+        assert (
+            "denied everything until then: it counts once the broker has read it: skiff broker-config"
+            in again
+        )
+        assert "was revoked" not in run(*words, "--renew", "--out", tmp_path / f"{name}-3").stderr
+
+
 @pytest.mark.slow
 def test_an_index_from_a_backup_takes_back_no_revocation_and_the_broker_learns_all(ca, tmp_path):
     run("device", ca, "pump-1", "--out", tmp_path / "a")
@@ -523,6 +574,42 @@ def test_broker_config_takes_the_authoritys_public_files_and_never_its_key(ca, t
     } < set(conf)
     done = RUN.invoke(app, ["broker-config", "other", "--out", str(etc), "--authority", str(ca)])
     assert (done.exit_code, "the authority is that of fleet demo" in done.stderr) == (2, True)
+
+
+def test_broker_config_again_does_not_reset_what_the_first_options_said(ca, tmp_path):
+    etc = tmp_path / "etc"
+    site = [
+        "--prefix",
+        "/srv/mq",
+        "--data",
+        "/srv/data",
+        "--port",
+        "8884",
+        "--address",
+        "127.0.0.1",
+        "--user",
+        "mq",
+    ]
+
+    def configure(*words):
+        return RUN.invoke(app, ["broker-config", "demo", "--out", str(etc), *words])
+
+    assert configure("--authority", str(ca), *site).exit_code == 0
+    before = contents(etc)
+    assert configure("--authority", str(ca), *site).exit_code == 0
+    assert contents(etc) == before
+    done = configure()
+    assert done.exit_code == 2
+    assert "'listener 8884 127.0.0.1' would become 'listener 8883'" in done.stderr
+    keep = "--port 8884 --address 127.0.0.1 --prefix /srv/mq --data /srv/data/ --user mq --authority FOLDER"
+    assert f"To keep what is there: {keep};" in done.stderr
+    assert contents(etc) == before
+    words = keep.replace("FOLDER", str(ca)).split()
+    assert configure(*words).exit_code == 0
+    assert contents(etc) == before
+    (etc / "mosquitto.conf").unlink()
+    assert configure("--authority", str(ca)).exit_code == 0
+    assert "listener 8883\n" in (etc / "mosquitto.conf").read_text()
 
 
 def test_broker_config_without_an_authority_names_no_list_that_would_be_missing(tmp_path):

@@ -6,10 +6,12 @@ import resource
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from edge_runtime import probe as prober
 from edge_runtime.adapters import sandbox
+from edge_runtime.contract.errors import ArtifactError
 from edge_runtime.contract.ids import digest_of
 from edge_runtime.core.budget import Budget, beside
 from edge_runtime.engine import Engine
@@ -132,11 +134,35 @@ def test_the_address_space_of_the_second_is_opened_after_the_first(monkeypatch, 
     prober.limit(job)
     assert limits[resource.RLIMIT_AS] == (ROOM, 2 * ROOM)
     assert limits[resource.RLIMIT_CPU] == (60, 61)
+    assert limits[resource.RLIMIT_FSIZE] == (prober.MAX_OUTPUT_BYTES,) * 2
+    assert limits[resource.RLIMIT_CORE] == (0, 0)
     prober.make_room()
     assert limits[resource.RLIMIT_AS] == (2 * ROOM, 2 * ROOM)
     prober.limit(ProbeJob.read(task(tmp_path, artifact())))
     assert limits[resource.RLIMIT_AS] == (ROOM, ROOM)
     assert limits[resource.RLIMIT_CPU] == (30, 31)
+
+
+@pytest.mark.parametrize(("wrong_rank", "row"), [(1, 0), (1, 5), (2, 0), (0, None)])
+def test_golden_rows_are_asked_all_at_once_and_one_by_one(wrong_rank, row):
+    """A graph whose answer depends on the size of the batch."""
+
+    class Fake(Engine):
+        asked = 0
+
+        def run(self, rows, **options):
+            labels, scores = super().run(rows, **options)
+            if rows.ndim == wrong_rank:
+                scores[0 if rows.ndim == 2 or self.asked == row else slice(0, 0)] += np.float32(0.01)
+            self.asked += rows.ndim == 1
+            return labels, scores
+
+    engine = Fake(artifact())
+    if row is None:
+        assert prober.check_golden(engine) == len(engine.info.golden.rows) > 5
+    else:
+        with pytest.raises(ArtifactError, match=f"the first is row {row}, off by 0.01"):
+            prober.check_golden(engine)
 
 
 @pytest.mark.parametrize(("code", "tries"), [(-signal.SIGSEGV, 2), (-signal.SIGXCPU, 2), (3, 1)])

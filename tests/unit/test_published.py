@@ -1,8 +1,10 @@
 """What the coordinator takes for published is what the publisher and its devices do."""
 
+import json
+
 import pytest
 
-from aggregator.adapters.published import is_published
+from aggregator.adapters.published import director_keys, is_published
 from edge_runtime.contract.ids import Digest
 from tests.publisher import MODEL, artifact, put
 from trainer.publish import Repository
@@ -55,8 +57,24 @@ def test_only_the_metadata_that_the_timestamp_stands_for_counts(repository, meta
     assert is_published(metadata, digest) is False
 
 
+def test_the_directors_key_is_the_one_that_devices_take_releases_from(repository, metadata):
+
+    def held():
+        return frozenset([json.loads(repository.director_key.read_text())["keyid"]])
+
+    first = held()
+    assert director_keys(metadata) == first
+    repository.rotate("director")
+    assert director_keys(metadata) == held() != first
+    (metadata / "timestamp.json").write_text("{")
+    assert (
+        director_keys(metadata) is None
+    )  # a halt must not fail for want of a file that devices do not ask for
+
+
 def test_where_no_repository_is_nothing_is_known(tmp_path):
     assert is_published(tmp_path / "metadata", Digest("0" * 64)) is None
+    assert director_keys(tmp_path / "metadata") is None
 
 
 @pytest.mark.parametrize("name", ["timestamp.json", "2.snapshot.json", "2.targets.json"])

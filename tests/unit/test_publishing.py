@@ -129,6 +129,17 @@ def test_a_broker_that_confirms_nothing_more_is_given_up(repository, tmp_path, m
     assert 60.0 < broker.now < 62.0
 
 
+def test_a_broker_that_is_not_there_is_not_answered_with_smaller_chunks(repository, monkeypatch):
+    broker = SlowBroker(monkeypatch, seconds=float("inf"))
+    monkeypatch.setattr(
+        SlowLink, "start", lambda link: link.events.append(Disconnected("Connection refused"))
+    )
+    with pytest.raises(LinkError, match=r"could not be reached for 60 s \(Connection refused\)") as told:
+        send(repository)
+    assert "chunk" not in str(told.value)
+    assert broker.published == []
+
+
 def test_what_a_connection_took_with_it_is_sent_again_and_nothing_else(repository, tmp_path, monkeypatch):
     broker = SlowBroker(monkeypatch, breaks=(3, 9))
     model = repository.add(put(tmp_path, artifact(trees=60)), role="targets", chunk_bytes=4096)

@@ -4,19 +4,21 @@ import gc
 import pickle
 import threading
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edge_runtime import serving
+from edge_runtime.beside import Incumbent
 from edge_runtime.contract.errors import ArtifactError, BudgetExceeded, InputError
 from edge_runtime.contract.latency import LatencyHistogram
-from edge_runtime.contract.manifest import agrees
+from edge_runtime.contract.manifest import Feature, agrees
 from edge_runtime.contract.profile import Binner, class_counts
 from edge_runtime.engine import Block, Engine
 from edge_runtime.runtime import Runtime
-from edge_runtime.serving import RING_ROWS, Incumbent
+from edge_runtime.serving import RING_ROWS
 from tests.support.tiny_models import classifier, regressor
 
 TINY = classifier(missing=("b",))
@@ -530,65 +532,111 @@ def test_an_incumbent_that_fails_costs_no_prediction():
     for row in rows_of(TINY, 20):
         runtime.predict(row)
     stats = runtime.trial_stats()
-    assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
+    assert (runtime.incumbent.timed, stats.predictions, stats.failed) == (False, 20, 0)
     assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
 
 
-ROW = rows_of(TINY, 1)[0]
-GAP = np.array([ROW[0], np.nan, ROW[2]], np.float32)
+STRICT = replace(
+    classifier(), features=(Feature(name="a"), Feature(name="b", low=-5.0, high=5.0), Feature(name="c"))
+)
+ROW = np.clip(rows_of(TINY, 1)[0], -4.0, 4.0)
+FAR = np.array([ROW[0], 9.0, ROW[2]], np.float32)
 NAMED = dict(zip("abc", ROW.tolist(), strict=True))
+
+
+def beside(candidate, incumbent=TINY) -> Any:
+    """A runtime with ``candidate`` on trial."""
+    runtime = built(candidate)
+    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(incumbent.artifact))
+    return runtime
 
 
 @pytest.mark.parametrize(
     ("rows", "alone"),
     [
-        (GAP, 1),
-        (GAP.astype(np.float64), 1),
-        (GAP.tolist(), 1),
-        ({name: value for name, value in NAMED.items() if name != "b"}, 1),
-        (np.stack([ROW, GAP, ROW]), 3),  # a call is answered whole or not at all
-        ([NAMED, {**NAMED, "b": None}], 2),
+        (FAR, 1),
+        (FAR.astype(np.float64), 1),
+        (FAR.tolist(), 1),
+        ({**NAMED, "b": 9.0}, 1),
+        (np.stack([ROW, FAR, ROW]), 1),  # the call is refused, for one of its rows
+        ([{**NAMED, "b": 9.0}, NAMED, {**NAMED, "b": -9.0}], 2),
         (np.full_like(ROW, np.nan), 0),  # the incumbent, too, refuses
+        (np.stack([FAR, np.full_like(ROW, np.nan)]), 0),
         (ROW[:-1], 0),
         ({**NAMED, "d": 1.0}, 0),
         ("no row", 0),
-        (ROW, None),  # the candidate answers
     ],
 )
 def test_rows_that_only_the_candidate_refuses_are_counted(rows, alone):
-    strict = classifier()
-    runtime = built(strict)
-    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
-    if alone is None:
-        runtime.predict(rows)
-    else:
+    runtime = beside(STRICT)
+    runtime.predict(ROW)
+    for _ in range(2):
         with pytest.raises(InputError):
             runtime.predict(rows)
-    assert runtime.trial_stats().refused_alone == (alone or 0)
+    assert runtime.trial_stats().refused_alone == 2 * alone
     runtime.measure_cpu = False
-    if alone:
-        with pytest.raises(InputError):
-            runtime.predict(rows)
-        assert runtime.trial_stats().refused_alone == alone, "nobody is on trial any more"
+    with pytest.raises(InputError):
+        runtime.predict(rows)
+    assert runtime.trial_stats().refused_alone == 2 * alone, "nobody is on trial any more"
     runtime.swap(Engine(TINY.artifact))
     assert runtime.trial_stats().refused_alone == 0
 
 
+def test_rows_answered_with_nan_count_where_the_incumbent_has_a_number():
+    """A candidate whose manifest allows NaN, on rows that the model before it answers."""
+    hollow = replace(TINY, bias=np.full(3, np.nan, np.float32), refuses=False)
+    runtime = beside(hollow)
+    for rows in (ROW, np.stack([ROW, ROW])):
+        assert np.isnan(runtime.predict(rows).score).all()
+    assert runtime.trial_stats().refused_alone == 3
+    runtime = beside(TINY)
+    runtime.predict(np.array([0.0, np.nan, 0.0], np.float32))  # so does the incumbent
+    assert runtime.trial_stats().refused_alone == 0
+
+
 def test_rows_that_are_shed_are_not_held_against_the_candidate():
-    runtime = built()
-    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
+    runtime = beside(TINY)
     runtime.shedding = True
     with pytest.raises(BudgetExceeded):
         runtime.predict(ROW)
     assert runtime.trial_stats().refused_alone == 0
 
 
-def test_an_incumbent_that_fails_answers_nothing():
-    runtime = built(classifier())
-    runtime.measure_cpu, runtime.incumbent = True, Incumbent(Engine(TINY.artifact))
+def test_an_incumbent_that_fails_answers_nothing_and_can_be_timed_no_more():
+    runtime = beside(STRICT)
     runtime.incumbent.engine.close()
     with pytest.raises(InputError):
-        runtime.predict(GAP)
+        runtime.predict(FAR)
+    for _ in range(20):
+        runtime.predict(ROW)
+    stats = runtime.trial_stats()
+    assert (stats.refused_alone, stats.failed, stats.cpu.count, stats.incumbent_cpu.count) == (0, 0, 20, 0)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_call_that_both_models_fail_is_not_the_candidates_failure(monkeypatch, n, both):
+    """A batch that is too large for the memory left, say."""
+    runtime = beside(TINY, replace(TINY, name="other"))
+    rows = rows_of(TINY, n)
+
+    def too_large(*_: Any, **__: Any) -> Any:
+        raise BudgetExceeded(f"{n} rows do not fit into memory")
+
+    monkeypatch.setattr(runtime.engine, "run", too_large)
+    if both:
+        monkeypatch.setattr(runtime.incumbent.engine, "run", too_large)
+    with pytest.raises(BudgetExceeded):
+        runtime.predict(rows)
+    assert runtime.trial_stats().failed == (0 if both else n)
+    assert runtime.take_window().failed == n, "the window tells of them in any case"
+
+
+def test_an_incumbent_that_is_let_go_is_not_compared_any_more():
+    runtime = beside(STRICT)
+    runtime.let_incumbent_go()
+    with pytest.raises(InputError):
+        runtime.predict(FAR)
     assert runtime.trial_stats().refused_alone == 0
 
 
@@ -603,7 +651,7 @@ def test_an_incumbent_that_takes_too_long_costs_no_prediction():
     rows = rows_of(TINY, 20)
     assert [runtime.predict(row).raw for row in rows] == [built().predict(row).raw for row in rows]
     stats = runtime.trial_stats()
-    assert (runtime.incumbent, stats.predictions, stats.failed) == (None, 20, 0)
+    assert (runtime.incumbent.timed, stats.predictions, stats.failed) == (False, 20, 0)
     assert (stats.cpu.count, stats.incumbent_cpu.count) == (20, 0)
 
 

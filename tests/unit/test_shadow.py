@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_runtime import shadow as shadow_module
 from edge_runtime.adapters.child import Child
 from edge_runtime.adapters.marker import Marker
 from edge_runtime.adapters.slots import Slots
@@ -19,7 +21,7 @@ from edge_runtime.contract.manifest import Feature
 from edge_runtime.core.events import Noticed, ServeFailed, Shadowed
 from edge_runtime.engine import Engine
 from edge_runtime.runtime import Runtime
-from edge_runtime.shadow import BATCH_ROWS, Comparison, Incomparable
+from edge_runtime.shadow import BATCH_ROWS, LOWEST_PRIORITY, Comparison, Incomparable, ShadowJob
 from edge_runtime.shadowing import DEATHS, FAULTS, LONGEST_PAUSE_SECONDS, Shadowing, _Way
 from tests.support.strange_shadow import PADDING_BYTES
 from tests.support.tiny_models import categorical, classifier, regressor, several
@@ -91,6 +93,76 @@ def test_predictions_disagree_when_they_are_cells_apart():
     rows = rows_of(old, 300)
     assert compared(old, near, rows)[1] == 0
     assert compared(old, far, rows)[1] > 200
+
+
+def test_predictions_in_neighbouring_cells_agree_and_those_two_apart_do_not():
+    old = regressor()
+    comparison = Comparison(Engine(old.artifact), Engine(old.artifact))
+    edges = comparison._edges[1:]  # between the first two there is no number
+    inside = ((edges[1:] + edges[:-1]) / 2)[:, None]
+    for apart, differ in ((0, False), (1, False), (2, True), (3, True)):
+        before, after = inside[: len(inside) - apart], inside[apart:]
+        for one, other in ((before, after), (after, before)):
+            assert (comparison._differ((None, one), (None, other)) == differ).all(), apart
+
+
+@pytest.mark.parametrize("tiny", [classifier(), regressor()], ids=["classifier", "regressor"])
+def test_an_answer_where_the_other_has_none_is_another(tiny, monkeypatch):
+    engines = [Engine(tiny.artifact), Engine(tiny.artifact)]
+    comparison = Comparison(*engines)
+    for changed in engines:
+        honest = changed.run
+
+        def undefined(rows, honest=honest):
+            labels, scores = honest(rows)
+            scores[:7] = np.nan
+            return labels, scores
+
+        monkeypatch.setattr(changed, "run", undefined)
+        # First beside one that answers, then beside one that has no answer for the same rows either.
+        assert comparison.count(rows_of(tiny, 40)) == (40, 7 if changed is engines[0] else 0)
+
+
+@pytest.mark.parametrize(
+    ("share", "spent", "pause"), [(0.05, 1.0, 19.0), (0.5, 3.0, 3.0), (1.0, 3.0, 0.02), (0.05, 0.0, 0.02)]
+)
+def test_it_sleeps_for_as_long_as_its_share_of_the_cpu_asks_for(tmp_path, monkeypatch, share, spent, pause):
+    used = [0.0]
+    pauses: list[float] = []
+
+    class Clock:
+        process_time_ns = staticmethod(time.process_time_ns)
+        sleep = staticmethod(pauses.append)
+
+        @staticmethod
+        def process_time():
+            used[0] += spent
+            return used[0]
+
+    monkeypatch.setattr(shadow_module, "time", Clock)
+    paths = []
+    for tiny in (OLD, NEW):
+        paths.append(tmp_path / f"{tiny.digest}.onnx")
+        paths[-1].write_bytes(tiny.artifact)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    marker = Marker.make()
+    job = ShadowJob(
+        incumbent=paths[0],
+        incumbent_digest=OLD.digest,
+        candidate=paths[1],
+        candidate_digest=NEW.digest,
+        rows_fd=theirs.fileno(),
+        marker_fd=marker.handle,
+        cpu_share=share,
+        address_space_bytes=1,
+        run_limit_seconds=0.0,
+    )
+    with theirs:
+        with ours:
+            ours.send(np.ascontiguousarray(rows_of(OLD, BATCH_ROWS + 1)).data)
+        shadow_module.work(job, theirs, marker)
+    marker.close()
+    assert pauses == pytest.approx([pause, pause])
 
 
 COLOURS = Feature(
@@ -405,6 +477,21 @@ def test_each_model_has_the_address_space_that_the_probe_allows_one(config, shad
     shadow = shade(OLD, NEW)
     shadow.shadowing._config = replace(config, probe_address_space_bytes=PADDING_BYTES * 3 // 2)
     shadow.follow(NEW.digest, OLD.digest)
+
+
+def test_more_address_space_is_not_to_be_had(config, shade, strange):
+    strange(NEW, "pad")
+    shadow = shade(OLD, NEW)
+    shadow.shadowing._config = replace(config, probe_address_space_bytes=PADDING_BYTES * 9 // 10)
+    shadow.shadowing.follow(NEW.digest, OLD.digest)
+    [said] = shadow.hear()
+    assert "does not fit" in said.failed
+
+
+def test_every_other_process_comes_first(shade):
+    shadow = shade(OLD, NEW)
+    shadow.follow(NEW.digest, OLD.digest)
+    assert os.getpriority(os.PRIO_PROCESS, shadow.shadowing.pid) == LOWEST_PRIORITY
 
 
 def test_a_process_that_may_not_lower_its_priority_works_all_the_same(shade, strange):

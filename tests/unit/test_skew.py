@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from aggregator.adapters.documents import look_text
 from aggregator.core.components import components_of
+from aggregator.core.judge import Judge
 from aggregator.core.own_past import Terms
 from aggregator.core.skew import Newcomers, Shared, against_groups, against_pool, skew_findings
 from tests.simulators.streams import Traits
@@ -113,3 +115,32 @@ def test_a_column_that_nobody_has_values_of_speaks_for_neither_side():
     assert np.abs(test.z[shapes]).max() < 8
     assert test.p[3] <= 0.01  # that they are missing speaks
     assert not np.isnan(test.z).any()
+
+
+@pytest.mark.parametrize("groups", [6, 0])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            Fault("missing", 1.0, start=0, columns=(5,)),
+            "f5 is not as in training: missing values are 100 % of rows, 0 %",
+        ),
+        (
+            Fault("unseen", 1.0, start=0, columns=(5,)),
+            "f5 is not as in training: unseen categories are 100 % of rows",
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+def test_a_fault_that_training_did_not_have_is_told_as_the_share_it_has(fault, words, groups):
+    traits = Traits(shapes=("category",)) if fault.kind == "unseen" else Traits()
+    fleet = small(seed=1, devices=20, windows=4, traits=traits, faults=(fault,))
+    info = replace(
+        fleet.info, reference=replace(fleet.info.reference, groups=fleet.info.reference.groups[:groups])
+    )
+    judge = Judge(info, CONFIG, looks=4, settle=0, block_looks=1)
+    looks = [judge.look(one) for one in fleet.slices]
+    (alarm,) = [a for a in judge.alarms if a.feature == "f5"]
+    assert (alarm.kind, words in alarm.why) == ("quality", True), alarm.why
+    assert not any(isinstance(value, float) and np.isnan(value) for _, value in alarm.evidence)
+    assert "NaN" not in look_text(looks[-1])

@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -52,6 +53,26 @@ def test_a_model_is_found_under_its_own_family_only(repository, see, tmp_path):
     assert see(bundle, lambda s: s.find(MODEL, published.digest)).length == path.stat().st_size
     assert see(bundle, lambda s: s.find("other", published.digest)) is None
     assert see(bundle, lambda s: s.find(MODEL, DIGEST)) is None
+
+
+def test_a_target_of_other_bytes_than_its_name_says_is_none(repository, see, tmp_path):
+    published = repository.add(put(tmp_path, artifact()), role="targets")
+
+    def find(store, **hashes):
+        honest = store._client.get_targetinfo
+
+        def renamed(path):
+            target = honest(path)
+            if target is not None:
+                target.hashes = {**target.hashes, **hashes}
+            return target
+
+        store._client.get_targetinfo = renamed
+        return store.find(MODEL, published.digest)
+
+    bundle = repository.bundle(1)
+    assert see(bundle, find).digest == published.digest
+    assert see(bundle, lambda store: find(store, sha256=DIGEST)) is None
 
 
 def test_a_refused_bundle_still_raises_the_floor_it_proved(repository, see):
@@ -193,3 +214,26 @@ def test_revisions_never_go_back_and_never_change_their_contents(repository, see
     accept(1, cohort="other")
     accept(1, model="other")
     accept(6)
+
+
+def test_a_floor_outlives_the_key_that_signed_after_it(repository, see):
+    """Two director keys may sign: what the honest one signed still counts when the other one is replaced."""
+    bundle = repository.bundle(1)
+
+    def accept(revision, signer, keys):
+        message = codec.decode(signed(repository, release(DIGEST, revision=revision)))
+
+        def ask(store):
+            store._signers = lambda _: frozenset({signer})
+            store._targets = SimpleNamespace(get_delegated_role=lambda _: SimpleNamespace(keyids=keys))
+            return store.accept(message)
+
+        see(bundle, ask)
+
+    accept(5, "honest", ["honest", "stolen"])
+    accept(9, "stolen", ["honest", "stolen"])
+    with pytest.raises(ContractError, match="revision 6 is older than 9"):
+        accept(6, "honest", ["honest", "stolen"])
+    with pytest.raises(ContractError, match="revision 4 is older than 5"):
+        accept(4, "honest", ["honest", "new"])
+    accept(6, "honest", ["honest", "new"])

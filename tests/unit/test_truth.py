@@ -131,6 +131,16 @@ def test_few_devices_are_judged_by_their_own_past_and_many_are_not():
     assert all(f.key == REFUSED for f in many.findings(one, members(one), 0.01) if f.one_by_one)
 
 
+def test_of_several_devices_the_one_whose_figures_are_told_comes_first():
+    rng = np.random.default_rng(6)
+    rates, few = past(rng, devices=3)
+    one = look(9, rates - [0.3, 0.5, 0.0], rng=rng)
+    (found,) = [f for f in few.findings(one, members(one), 0.01) if f.one_by_one]
+    assert found.devices == ("d0", "d1")
+    assert found.why.startswith("d1 most: accuracy is")
+    assert found.why.endswith("; also d0")
+
+
 def test_single_devices_are_rarely_accused():
     rng = np.random.default_rng(7)
     accused = 0
@@ -186,13 +196,24 @@ def test_rows_that_more_devices_refuse_are_quality(usual):
     assert not calm.moved
 
 
+@pytest.mark.parametrize(("share", "grave"), [(0.3, False), (0.7, True), (1.0, True)])
+@pytest.mark.parametrize("devices", [20, 3])
+def test_a_fleet_most_of_whose_rows_are_refused_is_a_page(devices, share, grave):
+    rng = np.random.default_rng(11)
+    tallies = Tallies(TERMS, [refusing(k, np.zeros(devices), rng=rng) for k in range(8)])
+    one = refusing(9, np.full(devices, share), rng=rng)
+    found = [f for f in tallies.findings(one, members(one), 0.001) if f.moved and f.key == REFUSED]
+    assert found
+    assert {(f.kind, f.grave) for f in found} == {("quality", grave)}
+
+
 @pytest.mark.parametrize(("devices", "kind"), [(20, "sensor"), (3, "quality")])
 def test_a_device_all_of_whose_rows_are_refused_is_named(devices, kind):
     rng = np.random.default_rng(10)
     tallies = Tallies(TERMS, [refusing(k, np.zeros(devices), rng=rng) for k in range(8)])
     one = refusing(9, np.eye(devices)[1], rng=rng)
     (found,) = [f for f in tallies.findings(one, members(one), 0.001) if f.one_by_one]
-    assert (found.kind, found.devices, found.moved) == (kind, ("d1",), True)
+    assert (found.kind, found.devices, found.moved, found.grave) == (kind, ("d1",), True, False)
     assert "the model refuses 100 % of rows, 0 % before (missing 200)" in found.why
     fleet = judge(tallies, one, key=REFUSED)
     assert fleet is None or not fleet.moved

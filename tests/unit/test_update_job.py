@@ -1,15 +1,19 @@
 """What the daemon tells its update child is what the configuration says, as the child reads it."""
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge_runtime import updates
+from edge_runtime.adapters import child
 from edge_runtime.carriers.https import Web
 from edge_runtime.config import load
 from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.core.budget import Budget
-from edge_runtime.core.events import StartUpdate
+from edge_runtime.core.events import StartUpdate, UpdateEnded
 from edge_runtime.update_job import Job
 from edge_runtime.updates import _job
 
@@ -113,3 +117,25 @@ def test_a_job_of_an_older_daemon_is_read(config):
         del document[name]
     found = Job.read(document)
     assert (found.web, found.load_peak_bytes, found.state_dir) == (None, 0, Path(document["state_dir"]))
+
+
+def test_a_child_that_ignores_its_own_deadline_is_killed(config, tmp_path, monkeypatch):
+    (tmp_path / "deaf.py").write_text("import time; time.sleep(120)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(updates, "GRACE_SECONDS", 0.2)
+    honest = child.Child
+    monkeypatch.setattr(child, "Child", lambda _, *args, **options: honest("deaf", *args, **options))
+    woken, killed = threading.Event(), threading.Event()
+    limited = replace(config(""), update_deadline_seconds=0.3)
+    watched = updates.Updates(limited, wake=woken.set, killed=killed.set)
+    watched.start(ACTION)
+    try:
+        assert woken.wait(30.0)
+        [ended] = watched.listen()
+    finally:
+        watched.kill()
+    assert isinstance(ended, UpdateEnded)
+    assert (ended.ok, ended.retry) == (False, True)
+    assert "it was not done in 0.5 s" in ended.reason
+    assert killed.is_set()
+    assert not watched.running

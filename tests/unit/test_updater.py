@@ -1,6 +1,8 @@
 """The update child's decisions, with a broker in memory and the real trust store, slots and probe."""
 
+import errno
 import fcntl
+import io
 import json
 import signal
 import subprocess
@@ -16,14 +18,16 @@ from edge_runtime import probe as prober
 from edge_runtime import updater
 from edge_runtime.adapters import sandbox
 from edge_runtime.adapters.slots import Slots
+from edge_runtime.carriers import mqtt as carrier
 from edge_runtime.contract import codec, topics, trust
-from edge_runtime.contract.errors import ContractError
+from edge_runtime.contract.errors import ArtifactError, ContractError, LinkError
 from edge_runtime.contract.ids import Digest, digest_of
 from edge_runtime.contract.manifest import Budgets
 from edge_runtime.contract.messages import Command
 from edge_runtime.contract.release import from_payload
 from edge_runtime.contract.topics import CHUNK_BYTES, Topics, chunk_count
 from edge_runtime.engine import Engine
+from edge_runtime.truststore import TrustStore
 from edge_runtime.update_job import Job
 from edge_runtime.updater import Update
 from tests.publisher import (
@@ -260,6 +264,22 @@ def nothing_fetched(broker):
     return not [topic for topic in broker.asked if "/blob/" in topic]
 
 
+def test_metadata_that_does_not_come_is_told_from_a_model_that_is_not_published(
+    repository, broker, update, monkeypatch
+):
+    broker.publish(repository)
+    message = signed(repository, release(UNKNOWN))
+    result, _ = update(message)
+    refused(result, "release", "is no target of family 'toy' in the trust metadata", retry=True)
+    assert from_payload(bytes.fromhex(result["release"])) == release(UNKNOWN)
+
+    def fail(*_):
+        raise LinkError("auto-toy.json: nothing came")
+
+    monkeypatch.setattr(TrustStore, "find", fail)
+    refused(update(message)[0], "trust", "nothing came", retry=True)
+
+
 def test_a_model_too_large_for_mqtt_is_refused_before_anything_is_fetched(
     repository, broker, tmp_path, update, monkeypatch
 ):
@@ -342,13 +362,15 @@ def test_a_torn_staging_file_is_cut_back_to_whole_chunks(
 
 @pytest.mark.parametrize("chunk_bytes", [topics.MIN_CHUNK_BYTES, 100_000, topics.MAX_CHUNK_BYTES])
 def test_chunks_have_the_size_that_was_signed(
-    repository, broker, tmp_path, update, document, no_probe, chunk_bytes
+    repository, broker, tmp_path, update, document, no_probe, monkeypatch, chunk_bytes
 ):
     data = artifact(**BIG)
     digest = repository.add(put(tmp_path, data), chunk_bytes=chunk_bytes).digest
     broker.publish(repository, [digest])
     slots(document).staging(digest).write_bytes(data[: chunk_bytes + 7])
     broker.asked.clear()
+    # Nothing stays away here, and on a busy machine a chunk that is late would be asked for again.
+    monkeypatch.setattr(carrier, "CHUNK_SECONDS", 30.0)
     assert update(signed(repository, release(digest)))[0]["ok"]
     assert slots(document).blob(digest).read_bytes() == data
     chunks = [topic for topic in broker.asked if "/blob/" in topic]
@@ -443,9 +465,8 @@ def test_a_model_that_does_not_fit_into_memory_is_condemned(repository, broker, 
     ("code", "words"),
     [
         (-signal.SIGSEGV, "crashed with SIGSEGV (boom)"),
+        (-signal.SIGABRT, "crashed with SIGABRT (boom)"),
         (-signal.SIGXCPU, "more CPU time than allowed"),
-        (-signal.SIGKILL, "killed from outside"),
-        (3, "ended with code 3"),
     ],
 )
 def test_a_probe_that_dies_condemns_the_model(repository, broker, tmp_path, update, monkeypatch, code, words):
@@ -453,6 +474,60 @@ def test_a_probe_that_dies_condemns_the_model(repository, broker, tmp_path, upda
     digest = add(repository, broker, tmp_path, artifact())
     result, _ = update(signed(repository, release(digest)))
     refused(result, "probe", words, retry=False, digest=digest)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-signal.SIGKILL, "was killed from outside, as the kernel does when memory runs out (boom)"),
+        (1, "ended with code 1 (boom)"),
+    ],
+)
+def test_a_probe_that_the_device_may_have_ended_is_tried_again_and_the_model_named(
+    repository, broker, tmp_path, update, monkeypatch, code, words
+):
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: sandbox.Ended(code, b"", "boom"))
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", words, retry=True, digest=digest)
+    assert result["release"], "whoever counts must know of which release"
+
+
+def test_a_model_that_the_disk_does_not_give_the_probe_is_tried_again(tmp_path, monkeypatch, capsys):
+    unread = OSError(errno.EIO, "Input/output error")
+    found = []
+    for problem in (unread, OSError(errno.EACCES, "Permission denied")):
+
+        def fail(*_, problem=problem, **__):
+            raise ArtifactError("blobs/x.onnx: cannot be read") from problem
+
+        monkeypatch.setattr(prober, "Engine", fail)
+        monkeypatch.setattr(prober, "limit", lambda _: None)
+        task = {"model": "x", "digest": "0" * 64, "address_space_bytes": 1, "cpu_seconds": 1, "runs": 1}
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(task)))
+        assert prober.main() == 0
+        found.append(json.loads(capsys.readouterr().out)["unread"])
+    assert found == [True, False]
+
+
+def test_what_the_disk_does_not_give_the_probe_is_not_held_against_the_model_at_once(
+    repository, broker, tmp_path, update, monkeypatch
+):
+    answer = {"ok": False, "reason": "blobs/x.onnx: cannot be read (Input/output error)", "unread": True}
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: sandbox.Ended(0, json.dumps(answer).encode(), ""))
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", "cannot be read", retry=True, digest=digest)
+
+
+def test_a_probe_that_cannot_be_started_is_tried_again(repository, broker, tmp_path, update, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(sandbox, "run", fail)
+    digest = add(repository, broker, tmp_path, artifact())
+    result, _ = update(signed(repository, release(digest)))
+    refused(result, "probe", "the probe cannot be started: [Errno 11]", retry=True)
 
 
 def test_a_probe_without_a_readable_answer_condemns_the_model(
@@ -544,6 +619,28 @@ def test_garbage_on_stdin_is_no_job(module):
         assert (done.returncode, done.stdout) == (2, "")
         assert "not a job" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["edge_runtime.updater", "edge_runtime.shadow"])
+def test_a_child_goes_before_its_daemon_and_ends_with_it(module):
+    """It still waits for its job here: neither is a matter of what it is told."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin:
+        try:
+            score, deadline = Path(f"/proc/{process.pid}/oom_score_adj"), time.monotonic() + 30.0
+            while score.read_text() != "1000\n":
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "it does not give way"
+                time.sleep(0.02)
+            process.stdout.close()
+            assert process.wait(30.0) == -signal.SIGKILL
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow

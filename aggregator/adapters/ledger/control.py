@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import case, insert, select, update
 
@@ -13,6 +13,9 @@ from aggregator.adapters.ledger.database import Database
 from aggregator.records import AuditEntry, DeviceRecord, Request, Rollout, Track
 from edge_runtime.contract import ids, release
 from edge_runtime.contract.ids import CohortId
+
+TAKEN: Final = "taken"
+"""What stands in the place of an answer while an order is handled."""
 
 
 class Part:
@@ -69,7 +72,7 @@ class Control(Part):
                 attributes=tuple(sorted(json.loads(row.attributes).items())),
                 models=documents.read_reports(row.models),
                 last_seen_ns=row.last_seen_ns,
-                ended=tuple(ids.session_id(s) for s in json.loads(row.ended)),
+                ended=documents.read_ended(row.ended),
                 doubted_ns=row.doubted_ns,
                 last_exit=row.last_exit,
                 restarts=row.restarts,
@@ -176,7 +179,10 @@ class Control(Part):
         return int(row.id)
 
     def answer(self, number: int) -> tuple[str, str]:
-        """(``pending``, ``accepted`` or ``refused``, the reason or the rollout's name); KeyError when unknown."""
+        """(``pending``, ``accepted``, ``refused`` or ``withdrawn``; the reason or the rollout's name).
+
+        An order that `pending` has returned is ``pending`` with `TAKEN` beside it. KeyError when unknown.
+        """
         t = tables.requests
         row = self._db.one(select(t.c.state, t.c.answer).where(t.c.id == number))
         if row is None:
@@ -184,9 +190,14 @@ class Control(Part):
         return row.state, row.answer
 
     def pending(self) -> tuple[Request, ...]:
-        """The orders nobody has handled yet, oldest first."""
+        """The orders nobody has answered yet, oldest first; from now on nobody can withdraw them."""
         t = tables.requests
-        rows = self._db.rows(select(t).where(t.c.state == "pending").order_by(t.c.id).limit(100))
+        waiting = select(t).where(t.c.state == "pending").order_by(t.c.id).limit(100)
+        rows = self._db.rows(waiting)
+        if any(row.answer != TAKEN for row in rows):
+            with self._db.transaction():
+                self._db.run(update(t).where(t.c.state == "pending").values(answer=TAKEN))
+                rows = self._db.rows(waiting.where(t.c.answer == TAKEN))
         return tuple(
             Request(
                 number=row.id,
@@ -198,6 +209,14 @@ class Control(Part):
             )
             for row in rows
         )
+
+    def withdraw(self, number: int) -> tuple[str, str]:
+        """Takes an order back unless somebody has taken it, in a transaction of its own; what `answer` says then."""
+        t = tables.requests
+        mine = (t.c.id == number, t.c.state == "pending", t.c.answer != TAKEN)
+        with self._db.transaction():
+            self._db.run(update(t).where(*mine).values(state="withdrawn"))
+            return self.answer(number)
 
     def put_answer(self, number: int, *, accepted: bool, reason: str) -> None:
         """Answers an order."""

@@ -86,7 +86,7 @@ def _load(path: Path) -> tuple[NDArray[np.float32], list[Label] | None, NDArray[
             recording = archive.get("recording", np.zeros(len(features)))
     except KeyError as e:
         raise ConfigError(f"{path}: {e.args[0]}; a replay needs an array 'features'") from e
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         raise ConfigError(f"{path}: not a readable .npz file of numbers ({e})") from e
     if features.ndim != 2 or not len(features):
         raise ConfigError(
