@@ -107,6 +107,7 @@ class Leader:
             config.rollout,
             tracks=ledger.tracks(),
             revisions=ledger.revisions(),
+            cohorts=ledger.cohorts(),
             devices=self._devices.values(),
         )
         if not self._hook.busy and self._hook_over is None:
@@ -247,13 +248,13 @@ class Leader:
                 self._devices[device] = replace(record, last_seen_ns=now_ns)
         self._questioned = max((number for _, _, number in streams), default=0)
 
-    def _rebirth(self, device: DeviceId) -> None:
+    def _rebirth(self, device: DeviceId, *, level: int = logging.INFO) -> None:
         now = time.monotonic()
         if now < self._asked.get(device, -1e9) + self._config.ingest.rebirth_seconds:
             return
         self._asked[device] = now
         command = Command(device=device, name="rebirth", correlation=f"{self._rng.getrandbits(64):016x}")
-        log.info("rebirth_asked device=%s", device)
+        log.log(level, "rebirth_asked device=%s", device)
         self._say(Outgoing(self._topics.command(device), encode(command), topics.COMMAND))
 
     # ── rollouts ───────────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +299,7 @@ class Leader:
                 self._devices[device] = record
                 room -= record is not known
             if record.doubted_ns:
-                self._rebirth(record.device)
+                self._rebirth(record.device, level=logging.DEBUG)  # who has no rows is asked for ever
                 settled = presence.settle(record, now_ns, patience_ns)
                 if settled is not record and now_ns - self._hears_since_ns >= patience_ns:
                     silent.append(settled)

@@ -29,7 +29,7 @@ from aggregator.records import (
     Track,
 )
 from edge_runtime.contract.errors import SkiffError
-from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName, SourceId
+from edge_runtime.contract.ids import CohortId, DeviceId, Digest, ModelName, RolloutId, SourceId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import Event, Labels, Window
 from edge_runtime.contract.profile import Profile
@@ -174,6 +174,9 @@ class ControlLedger(Protocol):
 
     def revisions(self) -> dict[CohortId, int]:
         """The highest revision ever saved, by cohort."""
+
+    def cohorts(self) -> dict[RolloutId, CohortId]:
+        """The cohort of every rollout there was."""
 
     def rollout(self, name: str) -> Rollout | None:
         """A rollout by its name, finished ones too."""

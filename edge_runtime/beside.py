@@ -25,9 +25,9 @@ class TrialStats:
 
     ``cpu`` has the thread's CPU time per row, one sample per call while `Runtime.measure_cpu` was set;
     ``incumbent_cpu`` that of `Runtime.incumbent`, for every eighth row instead of the candidate's. CPU time,
-    because wall time on a busy device condemns good models. ``refused_alone`` counts rows that have no answer, refused
-    or NaN, in calls that `Runtime.incumbent` answers and for which it has one; ``failed`` leaves out calls in which the
-    incumbent fails, too.
+    because wall time on a busy device condemns good models. ``refused_alone`` counts calls with a row that has no
+    answer, refused or NaN, that `Runtime.incumbent` answers and for which it has one: calls, because rows of a batch
+    are refused together. ``failed`` leaves out rows of calls in which the incumbent fails, too.
     """
 
     predictions: int
@@ -130,13 +130,13 @@ class Beside:
         return False
 
     def hold_against(self, given: Any, blamed: Mask | None, *, max_batch: int) -> None:
-        """Counts the rows of a call with ``given`` that only the candidate has no answer for.
+        """Counts a call with ``given`` where the incumbent has an answer for a row that the candidate has none for.
 
-        ``blamed`` (n,) are those without one; where none is named, one row counts.
+        ``blamed`` (n,) are those rows; where none is named it may be any.
         """
         answered = self._answered(given, max_batch)
-        if answered is not None and answered.size:
-            self.refused_alone += 1 if blamed is None else int((answered & blamed).sum())
+        if answered is not None:
+            self.refused_alone += bool((answered if blamed is None else answered & blamed).any())
 
     def excuse(self, given: Any, rows: int, *, max_batch: int) -> None:
         """Counts the ``rows`` of a failed call with ``given`` where the incumbent fails, too."""

@@ -358,7 +358,10 @@ class Daemon:
         if old is not None and self._window is not None:
             self._close_window(old, self._window)
         tried, committed = self._agent.tried, self._agent.slots.committed
-        self._trials.begin(self._runtime, tried, time.monotonic(), before=before, committed=committed)
+        crashed = self._watch.crashed
+        self._trials.begin(
+            self._runtime, tried, time.monotonic(), before=before, committed=committed, crashed=crashed
+        )
         self._window = self._open_window()
         self._disproved = False
         if self._feed is not None:

@@ -9,7 +9,10 @@ from edge_runtime.contract.ids import Digest
 from edge_runtime.engine import Engine
 
 TRIAL_RUN_LIMIT_SECONDS: Final = 30.0
-"""What a run of a model on trial may take where the configuration has no limit: a hang would be for ever."""
+"""What a run of a model on trial may take where the configuration has no limit: a hang would be for ever.
+
+One that is committed keeps the limit until the process starts again.
+"""
 
 
 def load_model(path: Path, digest: Digest, config: DaemonConfig, *, on_trial: bool = False) -> Engine:

@@ -39,10 +39,12 @@ class Trials:
         *,
         before: Engine | None,
         committed: Digest | None,
+        crashed: bool = False,
     ) -> None:
         """A model was put into ``runtime``: ``tried``, or none on trial. ``before`` is the engine that it replaced.
 
-        After a start there is none: the incumbent is loaded when the candidate answers already.
+        After a start there is none: the incumbent is loaded when the candidate answers already, but not where the
+        process before ``crashed``, for the memory of both may be what it died of.
         """
         self._before, self._since, self._to_load = None, now_seconds, None
         runtime.measure_cpu, runtime.incumbent = tried is not None, None
@@ -50,7 +52,7 @@ class Trials:
             return
         if before is not None and before.digest == committed:
             runtime.incumbent = Incumbent(before)
-        else:
+        elif not crashed:
             self._to_load = committed
 
     def report(self, runtime: Runtime, tried: Digest | None, now_seconds: float) -> core.Served | None:

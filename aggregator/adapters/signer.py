@@ -63,10 +63,13 @@ class Director:
     def __init__(self, path: Path | None, metadata: Path) -> None:
         self._path = path
         self._metadata = metadata
+        self._seen: tuple[object, ...] | None = (
+            self._stamps()
+        )  # before it is read: what is written meanwhile counts
         self._signer = Signer(path) if path is not None else None
-        self._seen = self._stamps()
         self.trouble = ""
-        self._judge()
+        if not self._judge():
+            self._seen = None
 
     def sign(self, release: Release) -> SignedRelease | None:
         """The signed release, None without a key."""
@@ -84,18 +87,22 @@ class Director:
                 self._signer = Signer(self._path)
             except ConfigError as e:
                 log.warning("director_key_unreadable reason=%r: the one that was read before is used", str(e))
-        self._judge()
+        if not self._judge():
+            self._seen = None  # what lacks now may come without another change of what was looked at
         changed = before is not None and self._signer is not None and self._signer.keyid != before.keyid
         if changed:
             log.warning("director_key_changed path=%s", self._path)
         return changed or (troubled and not self.trouble)
 
-    def _judge(self) -> None:
-        before, self.trouble = self.trouble, ""
+    def _judge(self) -> bool:
+        """Whether all that is there could be read; what cannot be changes nothing."""
         if self._signer is None:
             self.trouble = "no director key is configured, so no release can be signed: set director_key"
-            return
+            return True
         named = director_keys(self._metadata)
+        if named is None and (self._metadata / TIMESTAMP).exists():
+            return False
+        before, self.trouble = self.trouble, ""
         if named is not None and self._signer.keyid not in named:
             names = ", ".join(f"{keyid[:12]}…" for keyid in sorted(named)) or "none"
             self.trouble = (
@@ -105,6 +112,7 @@ class Director:
             )
         if self.trouble and self.trouble != before:
             log.error("director_key_refused reason=%r", self.trouble)
+        return True
 
     def _stamps(self) -> tuple[object, ...]:
         return _stamp(self._path), _stamp(self._metadata / TIMESTAMP)

@@ -202,7 +202,7 @@ WHY: Final[Mapping[str, str]] = {
     "rollout.trial.predictions": "Rows it must answer.",
     "rollout.trial.seconds": "How long it must serve.",
     "rollout.trial.starts": "Starts that crash or get nowhere after which the device goes back.",
-    "rollout.trial.max_refused": "Share of rows without an answer that its predecessor has one for; 1: only counted.",
+    "rollout.trial.max_refused": "Share of calls without an answer that its predecessor has one for; 1: only counted.",
     "rollout.shadow.rows": "Live rows it answers unheard; 0: no shadow.",
     "rollout.shadow.max_disagreement": "Share of them it may answer otherwise; 1: only counted.",
     "retrain.command": "Words of the command, `{request}` for the request's path; empty: nothing runs.",

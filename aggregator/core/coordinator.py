@@ -128,16 +128,19 @@ class Coordinator:
         *,
         tracks: Iterable[Track] = (),
         revisions: Mapping[CohortId, int] | None = None,
+        cohorts: Mapping[RolloutId, CohortId] | None = None,
         devices: Iterable[DeviceRecord] = (),
     ) -> None:
         self._fleet = fleet
         self._defaults = defaults
+        tracks = tuple(tracks)
         self._tracks = {(track.cohort, track.model): track for track in tracks}
         self._revisions = dict(revisions or {})
+        self._cohorts = {**(cohorts or {}), **{t.rollout.rollout: t.cohort for t in tracks if t.rollout}}
         self._devices: dict[DeviceId, DeviceRecord] = {record.device: record for record in devices}
         self._claims = Claims()
         for record in self._devices.values():
-            self._claims.saw(record, self._elsewhere(record))
+            self._saw(record)
         self._exposures: dict[tuple[CohortId, ModelName], Exposure] = {}
 
     @property
@@ -173,9 +176,7 @@ class Coordinator:
             case StatusSeen():
                 before = self._devices.get(event.record.device)
                 self._devices[event.record.device] = event.record
-                actions = self._catch_up(
-                    self._claims.saw(event.record, self._elsewhere(event.record)), now_ns
-                )
+                actions = self._catch_up(self._saw(event.record), now_ns)
                 return actions + self._over_active(partial(self._status_seen, before, event.record), now_ns)
             case RequestSeen():
                 return self._request(event, now_ns)
@@ -216,10 +217,12 @@ class Coordinator:
             actions += [Save(renewed), *audit, *told, Publish(release)]
         return actions
 
-    def _elsewhere(self, record: DeviceRecord) -> frozenset[str]:
-        """The rollouts whose releases are in force in other cohorts than the device's."""
-        tracks = self._tracks.values()
-        return frozenset(t.release.rollout for t in tracks if t.release and t.cohort != record.cohort)
+    def _saw(self, record: DeviceRecord) -> Claim | None:
+        """`Claims.saw`; a rollout that this ledger forgot may have been of any cohort."""
+        of = self._cohorts
+        named = (report.rollout for report in record.models)
+        elsewhere = frozenset(r for r in named if r and of.get(RolloutId(r), record.cohort) != record.cohort)
+        return self._claims.saw(record, elsewhere, self._revisions.get(CohortId(record.cohort), 0))
 
     def _next_revision(self, cohort: CohortId) -> tuple[int, list[Action]]:
         known = self._revisions.get(cohort, 0)
@@ -396,6 +399,7 @@ class Coordinator:
         kept = release or (before.release if before else None)
         track = Track(cohort=r.cohort, model=r.model, release=kept, rollout=r)
         self._tracks[r.cohort, r.model] = track
+        self._cohorts[r.rollout] = r.cohort
         return [Save(track)]
 
     def _change(self, r: Rollout, who: str, what: str, why: str, now_ns: int) -> list[Action]:

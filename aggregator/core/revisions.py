@@ -15,7 +15,7 @@ from typing import Final
 from aggregator.records import SKIPPED_REVISIONS, DeviceRecord
 from edge_runtime.contract.ids import CohortId, DeviceId, ModelName
 
-HIGHEST: Final = 1 << 48
+HIGHEST: Final = 1 << 47
 """No fleet published so many releases. From here to 2^63, where numbers end, there is room for all that follow."""
 REST_NS: Final = 600 * 1_000_000_000
 
@@ -52,14 +52,15 @@ class Claims:
         self._renewed: dict[Family, int] = {}
         self._absurd: set[DeviceId] = set()
 
-    def saw(self, record: DeviceRecord, elsewhere: Container[str] = ()) -> Claim | None:
+    def saw(self, record: DeviceRecord, elsewhere: Container[str] = (), known: int = 0) -> Claim | None:
         """Takes note of what ``record`` says; returns what is beyond belief, once for each device.
 
         A device that changed its cohort still follows a release of the one it left; ``elsewhere`` are their rollouts.
+        What is at most ``known``, the cohort's last number here, is no news, however high it is.
         """
         absurd = None
         for report in record.models:
-            if report.rollout in elsewhere:
+            if report.rollout in elsewhere or report.revision <= known:
                 continue
             claim = Claim(report.revision, record.device)
             family = CohortId(record.cohort), report.model

@@ -102,7 +102,9 @@ def check_fleet_broker(
         if found.level is Level.OK:
             names = Topics(config.fleet)
             topics = (names.packed_trust(1), names.trust(1))
-            if not (read or try_to_read)(config.broker, config.device, topics, READ_SECONDS):
+            if not (read or try_to_read)(
+                config.broker, config.device, topics, CONNECT_SECONDS + READ_SECONDS
+            ):
                 yield warning(
                     "broker",
                     f"{found.what}, and shows it no metadata of fleet {config.fleet}: none is published there (skiff "

@@ -162,7 +162,8 @@ SECTIONS: Final = (
             ),
             _flag("arena", False, "ONNX Runtime's memory arena: a little faster for batches, never gives memory back."),
             _number(
-                "run_limit_seconds", 0.0, 0.0, 3600.0, "s", "A run that takes longer is ended and refused; 0: no limit."
+                "run_limit_seconds", 0.0, 0.0, 3600.0, "s",
+                "A run that takes longer is ended and refused; 0: none, but 30 s for a model on trial.",
             ),
             _integer(
                 "max_batch", 4096, 1, 1_000_000, "rows",

@@ -22,8 +22,9 @@ EVERYONE: Final = 1 << 64
 class TrialGate:
     """What a trial needs before it is committed: predictions and seconds inside the budgets.
 
-    ``starts`` is how many activations without progress a device allows before the previous model boots. Of the rows it
-    is asked, a candidate may refuse ``max_refused`` that the model before it answers; with 1 they are counted only.
+    ``starts`` is how many activations without progress a device allows before the previous model boots. Of the calls,
+    a candidate may leave a share of ``max_refused`` without an answer that the model before it answers; with 1 they are
+    counted only.
     """
 
     predictions: int = 200

@@ -288,8 +288,10 @@ class Agent:
         What releases in line ask for is kept, whoever made them up: what is here of it need not be fetched again.
         """
         models = self._models
+        if not models.garbage and not begins:
+            return []
         keep = tuple(dict.fromkeys((*models.slots.known, *self._wanted())))
-        if not models.garbage and (not begins or keep == self._kept):
+        if not models.garbage and keep == self._kept:
             return []
         models.garbage, self._kept = False, keep
         return [Collect(keep)]

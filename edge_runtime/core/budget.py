@@ -80,6 +80,16 @@ def surest_p99_ns(times: LatencyHistogram) -> float:
     return float("nan")
 
 
+def surely_above(found: int, asked: int, share: float) -> bool:
+    """Whether ``found`` of ``asked`` say that more than ``share`` are such, wrong with a chance of at most `CHANCE`.
+
+    By the same bound; a share of 0 is passed by one.
+    """
+    if not share or found <= share * asked:
+        return found > share * asked
+    return asked * _divergence(found / asked, share) >= -math.log(CHANCE) * (1.0 - 1e-9)
+
+
 def _divergence(a: float, b: float) -> float:
     """Kullback and Leibler's, of a coin of chance ``a`` from one of chance ``b``, in nats."""
     return sum(x * math.log(x / y) for x, y in ((a, b), (1.0 - a, 1.0 - b)) if x)
@@ -228,6 +238,7 @@ class Guard:
 
     def __init__(self, limits: Limits, *, max_batch: int = 0) -> None:
         self._limits: Final = limits
+        self._above = False
         self._whole_batch: Final = max_batch
         self._batch = max_batch or self.UNBOUNDED
         self._soft = False
@@ -268,6 +279,7 @@ class Guard:
     def _memory(self, health: Health, *, on_trial: bool) -> list[Decision]:
         limits, rss_bytes = self._limits, health.rss_bytes
         soft, hard = limits.rss_soft_bytes, limits.rss_bytes
+        rises, self._above = rss_bytes > hard and not self._above, rss_bytes > hard
         decisions: list[Decision] = []
         if soft and not self._soft and rss_bytes > soft:
             self._soft = True
@@ -280,6 +292,8 @@ class Guard:
                 self._hard = True
                 decisions.append(LimitPassed("rss", reason))
                 decisions += self._act(health.uptime_ns, reason, on_trial=on_trial, first=True)
+            elif on_trial and rises:  # another trial's, it may be
+                decisions += self._act(health.uptime_ns, reason, on_trial=True, first=True)
             elif self._lightened or health.uptime_ns >= self._acted_ns + STEP_NS:
                 decisions += self._act(health.uptime_ns, reason, on_trial=on_trial, first=False)
         if self._hard and rss_bytes < (soft or CALM_SHARE * hard):

@@ -101,7 +101,7 @@ class Served:
     """What the serving model did since the last report.
 
     ``cpu`` has the CPU time of its calls since it was loaded, ``incumbent_cpu`` that of the incumbent in between.
-    ``refused`` counts rows that it refused, or answered with NaN, and that the incumbent answers. ``declared_p99_ns``
+    ``refused`` counts calls that it refused, or answered with NaN, and that the incumbent answers. ``declared_p99_ns``
     is the budget that the model was published with, 0 for none.
     """
 

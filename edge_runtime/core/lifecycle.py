@@ -25,6 +25,7 @@ from edge_runtime.contract.ids import DeviceId, Digest, ModelName, RolloutId
 from edge_runtime.contract.latency import LatencyHistogram
 from edge_runtime.contract.messages import OUTCOMES
 from edge_runtime.contract.release import Release, ShadowGate, TrialGate, desired
+from edge_runtime.core.budget import surely_above
 
 MAX_QUARANTINE: Final = 64
 MAX_REASON: Final = 500
@@ -98,7 +99,7 @@ class Trial:
     ``compared`` and ``disagreed`` count them. ``starts_left`` activations without progress remain; ``progressed`` tells
     whether the last activation made any, so that a device switched off every night does not condemn a good model.
     ``cpu`` has the CPU time of its calls over all activations: a slow model is not judged afresh after every restart.
-    ``refused`` counts the rows that it refused and the committed model answers; they are no progress.
+    ``refused`` counts the calls that it refused and the committed model answers; they are no progress.
     """
 
     digest: Digest
@@ -116,18 +117,18 @@ class Trial:
 
     @property
     def refuses(self) -> bool:
-        """Whether it refuses more of what the committed model answers than the gate allows.
+        """Whether it surely refuses more of the calls that the committed model answers than the gate allows."""
+        return surely_above(self.refused, self._asked, self.gate.max_refused)
 
-        As a share of the gate's predictions until so many rows were asked: rows that are refused one after the other
-        end a trial that no row can pass.
-        """
-        asked = max(self.gate.predictions, self.predictions + self.refused)
-        return self.refused > self.gate.max_refused * asked
+    @property
+    def _asked(self) -> int:
+        return self.refused + self.cpu.count
 
     @property
     def passed(self) -> bool:
-        """Whether the gate's predictions and seconds were reached."""
-        return self.predictions >= self.gate.predictions and self.seconds >= self.gate.seconds
+        """Whether the gate's predictions and seconds were reached, with no more calls refused than it allows."""
+        long_enough = self.predictions >= self.gate.predictions and self.seconds >= self.gate.seconds
+        return long_enough and self.refused <= self.gate.max_refused * self._asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +271,12 @@ def activate(slots: SlotState, *, crashed: bool = False) -> SlotState:
     """To be made durable before the serving model is loaded, at every start and every switch.
 
     An activation without progress since the last one uses up a start; so does one after the process ``crashed`` while
-    the candidate served, whatever it had answered until then. With none left the trial is over.
+    the candidate served in the place of another, whatever it had answered until then. With none left the trial is over.
     """
     trial = slots.trial
     if trial is None:
         return slots
-    blamed = crashed and slots.on_trial
+    blamed = crashed and slots.on_trial and slots.committed is not None
     if trial.progressed and not blamed:
         return replace(slots, trial=replace(trial, progressed=False))
     if trial.starts_left == 0:

@@ -170,8 +170,8 @@ class Probation:
         problems = [f"{event.failed} predictions failed in the engine"] if event.failed else []
         if trial.refuses:
             problems.append(
-                f"refused {trial.refused} live rows that the model before it answers, and answered "
-                f"{trial.predictions}; {trial.gate.max_refused:.0%} are allowed"
+                f"had no answer for {trial.refused} calls that the model before it answers, and one for "
+                f"{trial.cpu.count}; {100.0 * trial.gate.max_refused:.3g} % are allowed"
             )
         if judged:
             declared = Budget(predict_p99_ns=event.declared_p99_ns)

@@ -53,7 +53,7 @@ def test_it_goes_back_by_itself_and_the_rows_are_answered_again(tried):
         "rolled_back",
         {STRICT.digest: 1},
     )
-    assert "live rows that the model before it answers" in state.reason
+    assert "calls that the model before it answers" in state.reason
 
 
 @pytest.mark.parametrize("why", ["both refuse", "it may"])

@@ -301,7 +301,7 @@ class Device(RuleBasedStateMachine):
                 seconds=1.0,
                 cpu=cpu(predictions, 9_000_000 if how == "slow" else 9_000),
                 rss_bytes=0,
-                refused=3 + predictions if how == "refuses" else 0,
+                refused=100_000 if how == "refuses" else 0,
             )
         )
         if how == "refuses" and boots == self.boots:

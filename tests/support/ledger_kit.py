@@ -235,6 +235,7 @@ class LedgerKit:
         assert ledger.rollout("r1") == ROLLOUT
         assert {row["rollout"] for row in ledger.table("rollouts")} == {"r1", "r2"}
         assert ledger.rollout("r3") is None
+        assert ledger.cohorts() == {"r1": MAIN, "r2": MAIN}
 
     def test_a_transaction_is_kept_whole_or_not_at_all(self, ledger):
         entry = AuditEntry(at_ns=NOW, who="ann", what="start", why="because", cohort="main", model=MODEL)

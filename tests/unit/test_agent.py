@@ -51,6 +51,7 @@ from edge_runtime.core.lifecycle import (
     begin_trial,
     compare,
     from_document,
+    progress,
     refuse,
     to_document,
 )
@@ -698,10 +699,10 @@ def test_a_trial_inside_its_budget_is_committed():
     [
         ({"failed": 1}, "1 predictions failed in the engine"),
         (
-            {"refused": 3},
-            "refused 3 live rows that the model before it answers, and answered 100; 1% are allowed",
+            {"refused": 30},
+            "had no answer for 30 calls that the model before it answers, and one for 100; 1 % are allowed",
         ),
-        ({"refused": 3, "predictions": 0}, "refused 3 live rows that the model before it answers"),
+        ({"refused": 3, "predictions": 0}, "had no answer for 3 calls that the model before it answers"),
         ({"each_ns": 9_000_000, "predictions": 200}, "predict p99 of"),
         ({"rss_bytes": 101, "predictions": 200}, "RSS of"),
     ],
@@ -735,6 +736,16 @@ def test_a_start_after_a_crash_is_one_less_whatever_the_trial_had_answered():
     assert bench.notes["rolled_back"]["reason"] == "the process crashed while it served in 3 starts"
 
 
+def test_a_crash_of_the_only_model_there_is_costs_it_nothing():
+    first = progress(
+        begin_trial(SlotState(model=MODEL), B, attempt=1, gate=GATE),
+        predictions=5,
+        seconds=1.0,
+        cpu=cpu(5, 9),
+    )
+    assert activate(first, crashed=True) == activate(first)
+
+
 def test_a_crash_beside_a_candidate_in_the_shadow_is_not_held_against_it():
     gate = ShadowGate(rows=500)
     slots = compare(begin_shadow(SETTLED, B, attempt=1, gate=GATE, shadow=gate), rows=5, disagreed=0)
@@ -756,17 +767,37 @@ def test_when_a_trial_of_200_rows_is_judged_enough_were_the_incumbents_to_compar
     assert "predict p99 of" in bench.notes["rolled_back"]["reason"]
 
 
-@pytest.mark.parametrize(("max_refused", "kept"), [(0.0, False), (0.01, False), (0.05, True), (1.0, True)])
-def test_how_many_rows_a_candidate_may_refuse_alone_is_a_share_of_all_it_is_asked(max_refused, kept):
+@pytest.mark.parametrize(
+    ("max_refused", "answered", "refused", "kept"),
+    [
+        (0.01, 0, 2, True),  # twice may be chance
+        (0.01, 0, 3, False),
+        (0.01, 9, 4, True),
+        (0.01, 9, 5, False),
+        (0.01, 197, 13, True),  # so may 13 of 210
+        (0.01, 197, 14, False),
+        (0.01, 2000, 60, False),
+        (0.05, 0, 4, True),
+        (0.05, 0, 5, False),
+        (0.05, 950, 50, True),
+        (0.0, 5000, 1, False),
+        (1.0, 0, 5000, True),
+    ],
+)
+def test_a_trial_ends_when_more_calls_were_refused_than_chance_explains(max_refused, answered, refused, kept):
     bench = Bench()
     bench.try_out(trial=TrialGate(predictions=200, seconds=1e9, max_refused=max_refused))
-    bench.serve(predictions=0, refused=2)  # of the 200 that are to come
-    assert (bench.trial is not None) is (max_refused > 0.0)
-    bench.serve(predictions=956, refused=1)
-    bench.serve(predictions=0, refused=45)
+    bench.serve(predictions=answered, refused=refused)
     assert (bench.trial is not None) is kept
-    if kept:
-        assert (bench.trial.predictions, bench.trial.refused) == (956, 48)
+
+
+def test_a_trial_is_not_passed_while_more_calls_were_refused_than_allowed():
+    bench = Bench()
+    bench.try_out()
+    bench.serve(predictions=250, seconds=10.0, refused=4)
+    assert bench.trial.predictions == 250
+    bench.serve(predictions=150, samples=400, seconds=10.0)
+    assert bench.agent.slots.committed == B
 
 
 def test_refused_rows_are_no_progress_and_outlive_a_restart():
@@ -777,8 +808,8 @@ def test_refused_rows_are_no_progress_and_outlive_a_restart():
     assert (saved.trial.refused, saved.trial.progressed) == (1, False)
     again = Bench(from_document(to_document(saved), MODEL))
     assert again.trial.starts_left == saved.trial.starts_left - 1
-    again.serve(predictions=10, refused=2)
-    assert again.notes["rolled_back"]["reason"].startswith("refused 3 live rows")
+    again.serve(predictions=0, refused=2)
+    assert again.notes["rolled_back"]["reason"].startswith("had no answer for 3 calls")
 
 
 @pytest.mark.parametrize(("incumbent_ns", "kept"), [(4_000_000, True), (1_000_000, False)])

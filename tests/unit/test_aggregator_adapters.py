@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 
@@ -164,6 +165,25 @@ def test_a_key_that_was_replaced_on_the_disk_signs_without_a_restart(tmp_path, c
     (signature,) = signed.signatures
     assert signature[0] == json.loads(copy.read_text())["keyid"]
     assert not director.look()
+
+
+def test_metadata_that_arrives_in_any_order_is_read_when_it_is_whole(tmp_path):
+    repository = Repository.create(tmp_path / "repository")
+    published = tmp_path / "repository" / "metadata"
+    copy, metadata = tmp_path / "director.json", tmp_path / "copied"
+    copy.write_text(repository.director_key.read_text())
+    shutil.copytree(published, metadata)
+    director = Director(copy, metadata)
+    repository.rotate("director")
+    late = sorted({p.name for p in published.iterdir()} - {p.name for p in metadata.iterdir()})
+    assert late
+    shutil.copy(published / "timestamp.json", metadata)
+    assert not director.look()
+    assert not director.trouble, "what was known still counts"
+    for name in late:
+        shutil.copy(published / name, metadata)
+    director.look()
+    assert "holds the key" in director.trouble
 
 
 def test_a_key_of_which_nobody_can_say_whether_it_counts_signs(tmp_path):

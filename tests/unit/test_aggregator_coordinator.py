@@ -19,11 +19,12 @@ from aggregator.core.coordinator import (
     Save,
     StatusSeen,
     Tick,
+    Warn,
 )
 from aggregator.core.revisions import HIGHEST
 from aggregator.records import SKIPPED_REVISIONS, Gates, Request
 from edge_runtime.contract import release
-from edge_runtime.contract.ids import CohortId
+from edge_runtime.contract.ids import CohortId, RolloutId
 from edge_runtime.contract.release import EVERYONE, desired
 from tests.support.fleet import DAY, FLEET, MODEL, NOW, SECOND, A, B, device
 
@@ -399,6 +400,30 @@ def test_a_device_that_changes_its_cohort_raises_no_revision_there():
     moved = device("dev-0", cohort="beta", **{**following(first), "revision": first.revision + 5})
     (begun,) = releases(c.handle(StatusSeen(moved), NOW))
     assert (begun.cohort, begun.revision) == ("beta", 1)
+
+
+def test_a_device_that_comes_from_a_rollout_long_over_raises_no_revision_either():
+    """It was off while the cohort that it left went on to another."""
+    devices = fleet()
+    c = coordinator(devices, cohorts={RolloutId("of-last-year"): CohortId("beta")})
+    (first,) = releases(order(c))
+    late = device("late", **{**following(first), "rollout": RolloutId("of-last-year"), "revision": 41})
+    assert all(r.revision < 41 for r in releases(c.handle(StatusSeen(late), NOW)))
+    forgotten = device(
+        "late", **{**following(first), "rollout": RolloutId("of-nobody-knows"), "revision": 41}
+    )
+    (renumbered,) = releases(c.handle(StatusSeen(forgotten), NOW))
+    assert renumbered.revision == 41 + SKIPPED_REVISIONS
+
+
+def test_what_this_ledger_numbered_itself_is_never_beyond_belief():
+    devices = fleet()
+    c = coordinator(devices, revisions={MAIN: 2**47 + 5})
+    (first,) = releases(order(c))
+    assert first.revision == 2**47 + 6
+    assert not [
+        a for a in c.handle(StatusSeen(device("dev-0", **following(first))), NOW) if isinstance(a, Warn)
+    ]
 
 
 def test_a_restart_remembers_what_devices_said():

@@ -100,7 +100,7 @@ def test_memory_above_the_hard_limit_ends_a_trial_that_has_one_to_go_back_to(con
     ("did", "reason"),
     [
         ({"failed": 1}, "1 predictions failed in the engine"),
-        ({"refused_alone": 3}, "refused 3 live rows that the model before it answers"),
+        ({"refused_alone": 3}, "had no answer for 3 calls that the model before it answers"),
     ],
 )
 def test_what_the_runtime_counts_on_trial_rolls_it_back(config, monkeypatch, did, reason):

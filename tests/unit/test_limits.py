@@ -151,6 +151,16 @@ def test_a_candidate_does_not_answer_for_a_limit_that_was_passed_before_its_tria
     assert watched(121.0, on_trial=True, after_ns=STEP_NS) == []
 
 
+def test_a_second_trial_ends_before_rows_are_shed_although_the_limit_was_not_kept_in_between():
+    watched = Watched(replace(LIMITS, on_hard="roll_back"))
+    assert done(watched(121.0, on_trial=True)) == [Lighten()]
+    assert watched(122.0, on_trial=True) == [EndTrial("RSS of 122.0 MB is above the hard limit of 120.0 MB")]
+    assert watched(115.0) == []
+    assert watched(115.0, on_trial=True, after_ns=STEP_NS) == []
+    assert watched(121.0, on_trial=True, after_ns=STEP_NS) == [Lighten()]
+    assert watched(121.0, on_trial=True) == [EndTrial("RSS of 121.0 MB is above the hard limit of 120.0 MB")]
+
+
 def test_a_limit_that_is_only_reported_ends_no_trial():
     assert done(Watched(replace(LIMITS, on_hard="report"))(121.0, on_trial=True)) == []
 

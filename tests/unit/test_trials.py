@@ -102,6 +102,14 @@ def test_after_a_start_the_incumbent_is_loaded_once_the_candidate_serves():
     assert trying.report().refused == 1
 
 
+def test_after_a_crash_the_incumbent_is_not_loaded():
+    """The memory of both may be what the process died of."""
+    trying = Trying()
+    trying.trials.begin(trying.runtime, NEW.digest, 0.0, before=None, committed=OLD.digest, crashed=True)
+    trying.report()
+    assert (trying.loaded, trying.runtime.incumbent) == ([], None)
+
+
 def test_the_engine_that_a_switch_replaced_needs_no_loading_but_another_one_is_no_incumbent():
     trying = Trying()
     before = Engine(OLD.artifact)

@@ -12,7 +12,7 @@ from aggregator.adapters.ledger import tables
 from aggregator.adapters.ledger.database import Database
 from aggregator.records import AuditEntry, DeviceRecord, Request, Rollout, Track
 from edge_runtime.contract import ids, release
-from edge_runtime.contract.ids import CohortId
+from edge_runtime.contract.ids import CohortId, RolloutId
 
 TAKEN: Final = "taken"
 """What stands in the place of an answer while an order is handled."""
@@ -133,6 +133,12 @@ class Control(Part):
     def revisions(self) -> dict[CohortId, int]:
         """The highest revision ever saved, by cohort."""
         return {ids.cohort_id(row.cohort): row.revision for row in self._db.rows(select(tables.revisions))}
+
+    def cohorts(self) -> dict[RolloutId, CohortId]:
+        """The cohort of every rollout there was."""
+        t = tables.rollouts
+        rows = self._db.rows(select(t.c.rollout, t.c.cohort))
+        return {ids.rollout_id(row.rollout): ids.cohort_id(row.cohort) for row in rows}
 
     def skip_revisions(self, count: int) -> None:
         """Raises every cohort's revision, so that the next release is newer than ``count`` that this ledger forgot."""
