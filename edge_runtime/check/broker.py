@@ -20,8 +20,8 @@ from edge_runtime.link import Connected, Disconnected, Link, Received
 from edge_runtime.mqtt.broker import Broker
 
 CONNECT_SECONDS: Final = 8.0
-READ_SECONDS: Final = 3.0
-"""For a retained message, which a broker sends at once."""
+READ_SECONDS: Final = CONNECT_SECONDS + 3.0
+"""For another connection, and a retained message, which a broker sends at once."""
 RENEWAL_SECONDS: Final = 30 * 86400.0
 
 Connect = Callable[[Broker, str, float], str]
@@ -102,9 +102,7 @@ def check_fleet_broker(
         if found.level is Level.OK:
             names = Topics(config.fleet)
             topics = (names.packed_trust(1), names.trust(1))
-            if not (read or try_to_read)(
-                config.broker, config.device, topics, CONNECT_SECONDS + READ_SECONDS
-            ):
+            if not (read or try_to_read)(config.broker, config.device, topics, READ_SECONDS):
                 yield warning(
                     "broker",
                     f"{found.what}, and shows it no metadata of fleet {config.fleet}: none is published there (skiff "

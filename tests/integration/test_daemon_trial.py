@@ -90,6 +90,7 @@ def test_a_candidate_whose_process_is_killed_again_and_again_is_left_although_it
     assert state.reason == "the process crashed while it served in 2 starts"
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_stopped_again_and_again_is_not(tried):
     gate = TrialGate(predictions=100_000, seconds=1.0, starts=1)
     home, process, application = tried([0.1, 0.2, 0.3], gate=gate)
