@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime.adapters.slots import Slots
+from edge_runtime.config import DaemonConfig, load
 from edge_runtime.contract import ids
 from edge_runtime.contract.codec import decode, encode
 from edge_runtime.contract.errors import LinkError
@@ -422,6 +423,17 @@ def provision(
     )
     kept.write_record(lifecycle.to_document(state))
     return home
+
+
+def configured(folder: Path) -> DaemonConfig:
+    """The least configuration there is, of a device that reaches nobody."""
+    path = folder / "skiffd.toml"
+    path.write_text(
+        '[device]\nid = "d1"\nfleet = "f"\nstate_dir = "state"\n[broker]\nport = 1\n'
+        '[model]\nname = "m"\ntrust_root = "root.json"\n',
+        encoding="utf-8",
+    )
+    return load(path)
 
 
 def install(slots: Slots, model: Tiny) -> Digest:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from edge_runtime.adapters import child
-from edge_runtime.config import load
 from edge_runtime.contract.codec import decode
 from edge_runtime.contract.errors import InputError, SkiffError
 from edge_runtime.contract.ids import Digest, SessionId
@@ -33,6 +32,7 @@ from edge_runtime.keeper import GAP_SECONDS, MAX_UNKEPT, Keeper
 from edge_runtime.runtime import Runtime
 from edge_runtime.skiffd import main
 from edge_runtime.updates import Updates
+from tests.support.chaos import configured
 from tests.support.tiny_models import classifier
 
 DIGEST = Digest("ab" * 32)
@@ -43,13 +43,7 @@ GATE = TrialGate(predictions=10, seconds=1.0, starts=1)
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / "skiffd.toml"
-    path.write_text(
-        '[device]\nid = "d1"\nfleet = "f"\nstate_dir = "state"\n[broker]\nport = 1\n'
-        '[model]\nname = "m"\ntrust_root = "root.json"\n',
-        encoding="utf-8",
-    )
-    return load(path)
+    return configured(tmp_path)
 
 
 def no_space(*_):

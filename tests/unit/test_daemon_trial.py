@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.config import load
 from edge_runtime.contract.release import TrialGate
 from edge_runtime.core import lifecycle
 from edge_runtime.core.budget import Budget, EndTrial, Lighten
@@ -15,7 +14,7 @@ from edge_runtime.core.events import Save, Serve, ServeFailed, Started, Ticked
 from edge_runtime.daemon import Daemon
 from edge_runtime.loading import TRIAL_RUN_LIMIT_SECONDS
 from edge_runtime.runtime import Runtime
-from tests.support.chaos import install
+from tests.support.chaos import configured, install
 from tests.support.tiny_models import classifier
 
 TINY = classifier()
@@ -26,13 +25,7 @@ OTHER = classifier(seed=7)
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / "skiffd.toml"
-    path.write_text(
-        '[device]\nid = "d1"\nfleet = "f"\nstate_dir = "state"\n[broker]\nport = 1\n'
-        '[model]\nname = "m"\ntrust_root = "root.json"\n',
-        encoding="utf-8",
-    )
-    return load(path)
+    return configured(tmp_path)
 
 
 def on_trial(config, *, candidate=OTHER) -> Any:
