@@ -11,6 +11,7 @@ import signal
 import pytest
 
 from edge_runtime import skiffd
+from edge_runtime.adapters.slots import Slots
 from edge_runtime.adapters.status_socket import read_status
 from edge_runtime.contract.errors import SkiffError
 from edge_runtime.contract.messages import Window
@@ -18,9 +19,10 @@ from edge_runtime.contract.release import TrialGate
 from edge_runtime.contract.topics import Topics
 from edge_runtime.core import lifecycle
 from tests.support import chaos
-from tests.support.chaos import COHORT, FLEET, MODEL, NEW, OLD, everything, provision
+from tests.support.chaos import COHORT, FLEET, MODEL, NEW, OLD, everything, install, provision
 from tests.support.device import release, signed
 from tests.support.doomed import EVENT
+from tests.support.tiny_models import laborious
 
 pytestmark = pytest.mark.sampled(2)
 
@@ -125,12 +127,18 @@ STATES = {
 }
 
 
+SLOW = laborious(NEW)
+
+
 def prepared(tmp_path, mosquitto, how):
     """A device in the state that the point needs."""
     slots = lifecycle.SlotState(model=MODEL, committed=OLD.digest)
     if how in (TRIAL, ROLL_BACK):
-        slots = lifecycle.begin_trial(slots, NEW.digest, attempt=1, gate=GATE)
-    return provision(tmp_path / "d", mosquitto.host, mosquitto.port, slots=slots, more=STATES.get(how, ""))
+        candidate = NEW if how == TRIAL else SLOW
+        slots = lifecycle.begin_trial(slots, candidate.digest, attempt=1, gate=GATE)
+    home = provision(tmp_path / "d", mosquitto.host, mosquitto.port, slots=slots, more=STATES.get(how, ""))
+    install(Slots(home.state), SLOW)
+    return home
 
 
 def provoke(how, doomed, home, centre):

@@ -5,10 +5,10 @@ float64 numpy, so that a test can say what the engine must return.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -208,6 +208,40 @@ class Tiny:
         path = folder / f"{self.name}-{self.digest[:8]}.onnx"
         path.write_bytes(self.artifact)
         return path
+
+
+class Laborious(Tiny):
+    """The same answers, for some hundred times the time."""
+
+    WIDTH: ClassVar = 1000
+    TIMES: ClassVar = 3
+
+    def graph(self) -> onnx.ModelProto:
+        """The graph without metadata."""
+        made = super().graph()
+        nodes = list(made.graph.node)
+        (gemm,) = (node for node in nodes if node.op_type == "Gemm")
+        result, gemm.output[0] = gemm.output[0], "light"
+        zeros = {
+            "into": np.zeros((len(self.features), self.WIDTH), np.float32),
+            "around": np.zeros((self.WIDTH, self.WIDTH), np.float32),
+            "out": np.zeros((self.WIDTH, len(self.weights)), np.float32),
+        }
+        made.graph.initializer.extend(numpy_helper.from_array(table, name) for name, table in zeros.items())
+        labour = ["rows", "into", *["around"] * self.TIMES, "out"]
+        steps = [
+            helper.make_node("MatMul", [labour[0] if k == 1 else f"labour{k - 1}", labour[k]], [f"labour{k}"])
+            for k in range(1, len(labour))
+        ]
+        total = helper.make_node("Add", ["light", f"labour{len(steps)}"], [result])
+        del made.graph.node[:]
+        made.graph.node.extend([gemm, *steps, total, *(node for node in nodes if node is not gemm)])
+        return made
+
+
+def laborious(tiny: Tiny) -> Laborious:
+    """``tiny``, taking its time."""
+    return Laborious(**{each.name: getattr(tiny, each.name) for each in fields(tiny)})
 
 
 def _softmax(z: NDArray[np.float64]) -> NDArray[np.float64]:
