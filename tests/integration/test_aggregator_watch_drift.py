@@ -13,6 +13,8 @@ from edge_runtime.contract.manifest import ArtifactInfo, Feature, Golden, Manife
 from edge_runtime.contract.profile import Binner, CellSpec, Profile, cells_from_training, merge_all
 from trainer.datasets import LEFT, RIGHT, WatchData, load_watch
 
+pytestmark = pytest.mark.sampled(2)
+
 CONFIG = DriftConfig(attributes=("wrist",))
 WRISTS = {LEFT: "left", RIGHT: "right"}
 PEOPLE = range(1, 11)

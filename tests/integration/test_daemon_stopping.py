@@ -22,6 +22,8 @@ from tests.support.loop import wait_for
 from tests.support.played import Played
 from trainer.publish import Repository
 
+pytestmark = pytest.mark.sampled(2)
+
 STOP_SECONDS = 5.0
 WALL_NS = 1_780_272_000 * 10**9
 

@@ -12,6 +12,8 @@ from tests.services import free_port
 from tests.support.chaos import MODEL, Application, install, provision
 from tests.support.tiny_models import classifier
 
+pytestmark = pytest.mark.sampled(2)
+
 LAX = classifier(seed=1)
 STRICT = replace(
     classifier(seed=2), features=(Feature(name="a"), Feature(name="b", low=-5.0, high=5.0), Feature(name="c"))

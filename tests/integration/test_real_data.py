@@ -11,7 +11,7 @@ import pytest
 from benchmarks.real_data import report, tables
 from benchmarks.real_data.cases import CASES, Workshop
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 BY_NAME = {case.name: case for case in CASES}
 LONG = {

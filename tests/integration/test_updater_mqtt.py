@@ -16,6 +16,8 @@ from tests.publisher import COHORT, DEVICE, FLEET, MODEL, artifact, put, release
 from tests.services import free_port
 from trainer.publish import Repository
 
+pytestmark = pytest.mark.sampled(2)
+
 BIG = {"trees": 60}
 
 

@@ -19,6 +19,8 @@ from edge_runtime.engine import Engine
 from tests.parity.tree_cases import FAMILIES, TREES, WORDS, framed, target_of, training_rows
 from tests.support import thresholds
 
+pytestmark = pytest.mark.sampled(2)
+
 TOLERANCE = 1e-5  # the project's, written out: this test trusts no helper of what it judges
 MILLION = 1_000_000
 MIB = 2**20

@@ -34,6 +34,8 @@ from tests.support.fleet import (
     window,
 )
 
+pytestmark = pytest.mark.sampled(2)
+
 DRIFT = DriftConfig(attributes=("wrist",), horizon_rows=400, baseline_looks=3, budget_looks=100)
 ROWS = 200
 

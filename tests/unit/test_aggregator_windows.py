@@ -26,6 +26,8 @@ from tests.support import strategies as our
 from tests.support.fleet import NOW, OTHER_SESSION, SECOND, A, B, event, labels, window
 from tests.support.window_kit import LETTER_BYTES, LETTERS, WindowKit, counted, of_other, once, prune, put
 
+pytestmark = pytest.mark.sampled(2)
+
 HOUR = 3600 * SECOND
 
 

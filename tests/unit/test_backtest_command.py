@@ -20,6 +20,8 @@ from cli.app import app
 from converters import convert
 from edge_runtime.runtime import Runtime
 
+pytestmark = pytest.mark.sampled(2)
+
 RUN = CliRunner()
 NAMES = ["flow", "heat", "load"]
 DEVICES = 20

@@ -29,6 +29,8 @@ from converters.report import KindResult
 from edge_runtime.contract.errors import ConfigError, InputError, UnsupportedPipeline
 from edge_runtime.contract.manifest import read_info
 
+pytestmark = pytest.mark.sampled(2)
+
 RUN = CliRunner()
 ROWS = 120
 COLUMNS = ["size", "load", "site", "zip"]

@@ -31,6 +31,8 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 IRIS, KIND = load_iris(return_X_y=True)
 CANCER, BENIGN = (part[:200] for part in load_breast_cancer(return_X_y=True))
 SUGAR, COURSE = (part[:150] for part in load_diabetes(return_X_y=True))

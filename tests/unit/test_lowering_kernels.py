@@ -30,6 +30,8 @@ from converters.lowering.rules import RULES
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 IRIS, SPECIES = load_iris(return_X_y=True)
 IRIS, SPECIES = IRIS[::2], SPECIES[::2]
 DIABETES, PROGRESS = (part[:80] for part in load_diabetes(return_X_y=True))

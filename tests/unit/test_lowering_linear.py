@@ -39,6 +39,8 @@ from converters.lowering.rules import RULES
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 IRIS, SPECIES = load_iris(return_X_y=True)
 DIABETES, PROGRESS = (part[:120] for part in load_diabetes(return_X_y=True))
 TARGETS = np.stack([PROGRESS, np.sqrt(PROGRESS[::-1])], axis=1)

@@ -24,6 +24,8 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from edge_runtime.contract.errors import UnsupportedPipeline
 from tests.support import lowered
 
+pytestmark = pytest.mark.sampled(2)
+
 IRIS, KIND = load_iris(return_X_y=True)
 CANCER, BENIGN = (part[:200] for part in load_breast_cancer(return_X_y=True))
 CANCER = CANCER[:, :6]

@@ -10,7 +10,7 @@ from edge_runtime.contract.profile import Profile
 from tests.simulators.streams import Traits
 from tests.support.looks import CONFIG, Fault, Fleet, index_of, judged, mapped, small, told
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 FLEET_KINDS = {"skew", "drift", "quality", "prediction", "performance"}
 START = 4
