@@ -62,7 +62,7 @@ class Incumbent:
         return self.timed
 
     def answered(self, rows: Any, *, max_batch: int = 0) -> NDArray[np.bool_] | None:
-        """Which rows (n,) of a call with ``rows``, as the caller gave them, it has a finite answer or decision for.
+        """Which rows (n,) of a call with ``rows``, as the caller gave them, it has an answer for that is not NaN.
 
         None when it would have refused the call, or failed.
         """

@@ -343,7 +343,7 @@ class Runtime:
         if self._shedding:
             n = count_rows(rows)
             with self._lock:
-                self._refuse("shed", n, None)
+                self._count_refused("shed", n)
             raise BudgetExceeded(f"load is shed: {n} rows are not predicted; ask again later")
         with self._swapping:
             packed = self._schema.pack(rows)
@@ -534,9 +534,11 @@ class Runtime:
 
     def _refuse(self, reason: str, rows: int, given: Any, blamed: Mask | None = None) -> None:
         """Counts the ``rows`` rows of a call with ``given``, refused for those that are ``blamed`` (n,), if known."""
+        self._count_refused(reason, rows)
+        self._hold_against(given, blamed)
+
+    def _count_refused(self, reason: str, rows: int) -> None:
         self._refused[reason] = self._refused.get(reason, 0) + rows
-        if reason != "shed":
-            self._hold_against(given, blamed)
 
     def _hold_against(self, given: Any, blamed: Mask | None) -> None:
         if self._compared:

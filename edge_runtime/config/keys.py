@@ -196,7 +196,8 @@ SECTIONS: Final = (
             _number("rss_mb", 0.0, 0.0, 1e6, "MB", "Resident memory of the daemon above which it acts."),
             _choice(
                 "on_hard_limit", ("shed", "report", "smaller_batch", "roll_back"),
-                "What it then does: refuse rows, only say so, run smaller batches, or give up the model on trial.",
+                "What it then does: refuse rows, only say so, run smaller batches, or give up the model on trial. "
+                "Unless it only says so such a model is given up first; where there is none, `roll_back` refuses rows.",
             ),
             _number("load_peak_mb", 0.0, 0.0, 1e6, "MB", "Resident peak while a model is loaded or swapped."),
             _number("update_mb", 0.0, 0.0, 1e6, "MB", "Resident peak of the update child, which lives for one update."),
